@@ -1,0 +1,233 @@
+"""The llama.cpp backend: continuous batching with chunked prefill over one unified KV cache with shared prefixes."""
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends.llamacpp.cells import CellLedger
+from backends.llamacpp.model import MAX_CACHED_SEQUENCES, LlamaModel, Row
+from backends.llamacpp.sampler import Sampler
+from backends.prefix_tree import PrefixTree, Tokens
+from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
+from backends.sequence import CacheScope, Sequence, SequenceStatus
+
+# Waiting for another sequence's prefill pays only when it saves more than this many tokens.
+MIN_SHARED_WAIT = 24
+# One forward pass should not take longer than this, so that an abort and a newcomer are noticed soon.
+STEP_TARGET_S = 0.5
+MIN_CHUNK = 32
+HEADROOM_TOKENS = 32
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A running sequence's place: its llama.cpp sequence id and its sampler."""
+
+    seq: Sequence
+    handle: int
+    sampler: Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A kept prefix."""
+
+    tokens: Tokens
+    scope: CacheScope
+
+
+class LlamaBackend:
+    """One loaded GGUF model behind the seam. See `Backend` for the contract."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._model = LlamaModel(options)
+        self.spec = self._model.spec
+        self._chunk = self._max_batch = options.batch_tokens
+        self._cells = CellLedger(self.spec.num_kv_tokens)
+        self._tree = PrefixTree()
+        self._handles = list(range(options.max_sequences + MAX_CACHED_SEQUENCES))
+        self._runs: dict[int, _Run] = {}
+        self._samplers: dict[int, Sampler] = {}
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._num_evicted = 0
+
+    def admission(self, seq: Sequence) -> Admission:
+        if len(self._runs) >= self.spec.max_sequences:
+            return Admission.FULL
+        tokens = tuple(seq.token_ids[:-1])
+        match = self._tree.match(tokens, seq.scope)
+        if self._tree.announced(tokens, seq.scope) - match.length > MIN_SHARED_WAIT:
+            return Admission.WAIT
+        newly_pinned = self._cells.num_unpinned(match.handle, match.length) if match.handle is not None else 0
+        needed = newly_pinned + len(seq.token_ids) - match.length
+        headroom = HEADROOM_TOKENS * len(self._runs)
+        room = self._cells.num_cells - self._cells.num_pinned
+        return Admission.YES if needed + headroom <= room else Admission.FULL
+
+    def start(self, seq: Sequence) -> int:
+        # One prompt token stays out of the cache: sampling needs its logits.
+        tokens = tuple(seq.token_ids)
+        match = self._tree.match(tokens[:-1], seq.scope)
+        if match.handle is not None:
+            self._touch(tokens, seq.scope, match.handle)
+        handle = self._take_handle(keep=match.handle)
+        if match.handle is not None:
+            self._model.share(match.handle, handle, match.length)
+            self._cells.share(match.handle, handle, match.length)
+        self._cells.pin(handle)
+        self._tree.insert(handle, tokens, seq.scope, ready=match.length)
+        seq.num_computed = match.length
+        sampler = self._samplers.pop(seq.seq_id, None) or Sampler(seq.sampling, self._model.vocab_size)
+        self._runs[seq.seq_id] = _Run(seq, handle, sampler)
+        return match.length
+
+    def step(self) -> list[StepOutput]:
+        chunks = self._plan()
+        count = sum(n for _, n in chunks)
+        if not count:
+            return []
+        self._make_room(count)
+        rows = [row for run, n in chunks for row in self._rows(run, n)]
+        began = time.perf_counter()
+        if not self._model.decode(rows):
+            raise OutOfRoom
+        self._adapt_chunk(count, time.perf_counter() - began)
+        for run, n in chunks:
+            self._cells.grow(run.handle, n)
+            run.seq.num_computed += n
+            if run.seq.num_computed <= run.seq.num_prompt_tokens:
+                self._tree.advance(run.handle, run.seq.num_computed)
+        return self._sample(rows, [run for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens])
+
+    def stop(self, seq: Sequence) -> None:
+        run = self._runs.pop(seq.seq_id)
+        self._cells.unpin(run.handle)
+        if seq.status is SequenceStatus.FINISHED:
+            run.sampler.close()
+        else:
+            self._samplers[seq.seq_id] = run.sampler
+        self._keep(run.handle, tuple(seq.token_ids[: seq.reusable_len]), seq.scope)
+
+    def cache_stats(self) -> CacheStats:
+        used = self._cells.num_cells - self._cells.num_free
+        return CacheStats(self._cells.num_cells, used, len(self._entries), self._num_evicted)
+
+    def close(self) -> None:
+        for sampler in [*self._samplers.values(), *(run.sampler for run in self._runs.values())]:
+            sampler.close()
+        self._samplers.clear()
+        self._runs.clear()
+        self._model.close()
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> list[tuple[_Run, int]]:
+        """Everybody who decodes gets all their few tokens; the rest of the chunk is shared evenly among the prompts, short ones first."""
+        pending = sorted((run for run in self._runs.values() if run.seq.num_uncomputed), key=lambda run: run.seq.num_uncomputed)
+        left = self._chunk + len(pending) if len(self._runs) > 1 else 2 * self._chunk
+        chunks: list[tuple[_Run, int]] = []
+        for i, run in enumerate(pending):
+            share = max(1, left // (len(pending) - i))
+            n = min(run.seq.num_uncomputed, share, self._max_batch - sum(m for _, m in chunks))
+            if n > 0:
+                chunks.append((run, n))
+                left = max(0, left - n)
+        return chunks
+
+    def _adapt_chunk(self, count: int, seconds: float) -> None:
+        """Aim prefill passes at STEP_TARGET_S on this machine."""
+        if count >= MIN_CHUNK and seconds > 0:
+            wanted = int(count / seconds * STEP_TARGET_S)
+            self._chunk = max(MIN_CHUNK, min(self._max_batch, (self._chunk + wanted) // 2))
+
+    def _rows(self, run: _Run, count: int) -> list[Row]:
+        seq = run.seq
+        start, stop = seq.num_computed, seq.num_computed + count
+        last = len(seq.token_ids) - 1 if seq.sampling.max_tokens else -1
+        return [Row(run.handle, seq.token_ids[i], i, i == last) for i in range(start, stop)]
+
+    def _sample(self, rows: list[Row], runs: list[_Run]) -> list[StepOutput]:
+        if not runs:
+            return []
+        index = {row.seq_id: i for i, row in enumerate(rows) if row.wants_logits}
+        logits = self._model.logits(len(runs))
+        peaks = logits.max(axis=1)
+        norms = peaks + np.log(np.exp(logits - peaks[:, None]).sum(axis=1))
+        outputs = []
+        for i, run in enumerate(runs):
+            greedy = run.sampler.is_plain_greedy
+            token_id = int(logits[i].argmax()) if greedy else run.sampler.sample(self._model.context, index[run.handle])
+            top = self._top(logits[i], float(norms[i]), run.seq.sampling.num_top_logprobs)
+            outputs.append(StepOutput(run.seq, token_id, float(logits[i, token_id] - norms[i]), top))
+        return outputs
+
+    @staticmethod
+    def _top(logits: "np.ndarray[tuple[int], np.dtype[np.float32]]", norm: float, count: int) -> tuple[tuple[int, float], ...]:
+        if not count:
+            return ()
+        best = np.argpartition(-logits, count)[:count]
+        best = best[np.argsort(-logits[best], kind="stable")]
+        return tuple((int(token), float(logits[token] - norm)) for token in best)
+
+    # -- kept prefixes -----------------------------------------------------------------------------------------------
+
+    def _keep(self, handle: int, tokens: Tokens, scope: CacheScope) -> None:
+        """Turn a stopped sequence's KV into a prefix; whatever it makes superfluous goes."""
+        self._trim(handle, len(tokens))
+        self._tree.remove(handle)
+        if self._tree.match(tokens, scope).length == len(tokens):
+            self._free(handle)
+            return
+        for shorter in self._tree.prefixes(tokens, scope):
+            if shorter in self._entries and len(self._entries[shorter].tokens) > scope.public_len:
+                self._evict(shorter)
+        self._tree.insert(handle, tokens, scope, ready=len(tokens))
+        self._entries[handle] = _Entry(tokens, scope)
+        self._keep_public(handle, tokens, scope)
+
+    def _keep_public(self, handle: int, tokens: Tokens, scope: CacheScope) -> None:
+        """The public part outlives the conversations that share it: it gets an entry of its own, which costs no cells."""
+        public = tokens[: scope.public_len]
+        if not public or len(public) == len(tokens) or len(public) < scope.public_len:
+            return
+        if any(self._entries[h].tokens == public for h in self._tree.prefixes(public, scope) if h in self._entries):
+            return
+        own = self._take_handle(keep=handle)
+        self._model.share(handle, own, len(public))
+        self._cells.share(handle, own, len(public))
+        self._tree.insert(own, public, scope, ready=len(public))
+        self._entries[own] = _Entry(public, scope)
+
+    def _touch(self, tokens: Tokens, scope: CacheScope, handle: int) -> None:
+        """Most recently used last; a shared prefix counts as used after the conversation that builds on it."""
+        for used in [handle, *self._tree.prefixes(tokens, scope)]:
+            if used in self._entries:
+                self._entries.move_to_end(used)
+
+    def _take_handle(self, keep: int | None) -> int:
+        while not self._handles:
+            self._evict(next(h for h in self._entries if h != keep))
+        return self._handles.pop()
+
+    def _make_room(self, count: int) -> None:
+        while self._cells.num_free < count and self._entries:
+            self._evict(next(iter(self._entries)))
+        if self._cells.num_free < count:
+            raise OutOfRoom
+
+    def _evict(self, handle: int) -> None:
+        del self._entries[handle]
+        self._num_evicted += 1
+        self._tree.remove(handle)
+        self._trim(handle, 0)
+        self._handles.append(handle)
+
+    def _free(self, handle: int) -> None:
+        self._trim(handle, 0)
+        self._handles.append(handle)
+
+    def _trim(self, handle: int, length: int) -> None:
+        self._model.trim(handle, length)
+        self._cells.trim(handle, length)

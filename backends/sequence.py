@@ -1,0 +1,117 @@
+"""Sequence: one request inside the engine, from its prompt tokens to its finish."""
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
+
+
+class SequenceStatus(Enum):
+    """Where a sequence is. WAITING has no KV; RUNNING owns a place in the backend; FINISHED has left."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    REPETITION = "repetition"
+    ABORT = "abort"
+
+
+class Priority(Enum):
+    """ACTIVE has somebody waiting for it; IDLE (a warm-up) runs only when nobody is."""
+
+    ACTIVE = 0
+    IDLE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. Ranges are checked at the HTTP door; temperature 0 is greedy.
+
+    Order of application: logit bias, top-k, top-p, min-p, penalties, temperature, draw (penalties after the truncating
+    samplers, as the QwQ-32B sampling notes ask).
+    """
+
+    temperature: float = 0.6
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    num_top_logprobs: int = 0
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScope:
+    """Who may reuse this sequence's KV: the first `public_len` tokens within `public`, the rest only within `private`."""
+
+    public_len: int = 0
+    public: str = ""
+    private: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How the thought of this sequence is opened, watched and closed.
+
+    `open_id`/`close_id` are the single tokens of `<think>` and `</think>`; `close_ids` is the text that a forced close inserts
+    (it ends the thought and starts the answer); `budget` is the number of thought tokens after which it is inserted.
+    `starts_open` is True when the prompt itself ends inside a thought, as QwQ's template does.
+    """
+
+    open_id: int
+    close_id: int
+    close_ids: tuple[int, ...]
+    starts_open: bool
+    budget: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request: its tokens so far and how far the backend has computed them.
+
+    `token_ids[:num_computed]` have KV. Whatever lies beyond is computed in the next steps, whether it came from the prompt, from
+    sampling or from a forced close; a token is sampled once nothing is left to compute.
+    """
+
+    seq_id: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    scope: CacheScope = field(default_factory=CacheScope)
+    thinking: Thinking | None = None
+    priority: Priority = Priority.ACTIVE
+    reuse_output: bool = True
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed: int = 0
+    num_cached: int = 0
+    num_thought: int = 0
+    in_thought: bool = False
+    thought_closed: bool = False
+    num_preempted: int = 0
+
+    def __post_init__(self) -> None:
+        self.in_thought = self.thinking is not None and self.thinking.starts_open
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def reusable_len(self) -> int:
+        """How many leading tokens are worth keeping: a template that drops old thinking never repeats a finished sequence's output."""
+        if self.reuse_output or self.status is not SequenceStatus.FINISHED:
+            return self.num_computed
+        return min(self.num_computed, self.num_prompt_tokens)

@@ -1,0 +1,153 @@
+"""The engine process: one thread that reads messages, steps the scheduler and writes what happened."""
+
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from backends.protocol import Backend, EngineOptions, ModelLoadError
+from backends.scheduler import Scheduler
+from backends.sequence import Priority, SamplingParams, Sequence
+from backends.wire import (
+    Abort,
+    Beat,
+    CloseThought,
+    Loaded,
+    LoadFailed,
+    Stats,
+    Submit,
+    ToEngine,
+    Tokens,
+    ToWeb,
+    Unframer,
+    encode,
+    to_engine_decoder,
+)
+
+BEAT_EVERY_S = 0.5
+RECEIVE_BYTES = 1 << 20
+LOAD_FAILED_EXIT = 3
+
+
+def make_backend(options: EngineOptions) -> Backend:
+    """Build the backend on the calling thread, which must be the one that steps it."""
+    from backends.llamacpp.backend import LlamaBackend
+
+    return LlamaBackend(options)
+
+
+class Worker:
+    """Owns the socket and the scheduler; `run` returns when the web side closes the socket or SIGTERM asks."""
+
+    def __init__(self, sock: socket.socket, backend: Backend) -> None:
+        self._sock = sock
+        self._backend = backend
+        self._scheduler = Scheduler(backend)
+        self._unframer = Unframer()
+        self._poller = select.poll()
+        self._poller.register(sock, select.POLLIN)
+        self._is_open = True
+        self._last_beat = 0.0
+
+    def close(self) -> None:
+        """Leave after the current step."""
+        self._is_open = False
+
+    def run(self) -> None:
+        """Prove that the model decodes, say so, then serve."""
+        self._decode_one()
+        self._send(Loaded(self._backend.spec))
+        while self._is_open:
+            self._receive(wait_ms=0 if self._scheduler.has_work else int(BEAT_EVERY_S * 1000))
+            if not self._is_open:
+                return
+            events = self._scheduler.step()
+            if events:
+                self._send(Tokens(events))
+            self._beat()
+
+    def _decode_one(self) -> None:
+        token = self._backend.spec.eos_token_ids[0] if self._backend.spec.eos_token_ids else 0
+        self._scheduler.submit(Sequence(0, [token], 1, SamplingParams(max_tokens=1)))
+        while self._scheduler.has_work:
+            self._scheduler.step()
+
+    def _receive(self, wait_ms: int) -> None:
+        while self._is_open and self._poller.poll(wait_ms):
+            data = self._sock.recv(RECEIVE_BYTES)
+            if not data:
+                self.close()
+                return
+            for payload in self._unframer.feed(data):
+                self._obey(to_engine_decoder.decode(payload))
+            wait_ms = 0
+
+    def _obey(self, message: ToEngine) -> None:
+        match message:
+            case Submit():
+                tokens = message.prompt_token_ids
+                seq = Sequence(message.seq_id, list(tokens), len(tokens), message.sampling, message.scope, message.thinking)
+                seq.priority, seq.reuse_output = message.priority, message.reuse_output
+                self._scheduler.submit(seq)
+            case Abort():
+                self._scheduler.abort(message.seq_id)
+            case CloseThought():
+                self._scheduler.close_thought(message.seq_id)
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._last_beat >= BEAT_EVERY_S:
+            self._last_beat = now
+            self._send(Beat(self._stats()))
+
+    def _stats(self) -> Stats:
+        scheduler, totals = self._scheduler, self._scheduler.totals
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return Stats(
+            num_waiting=len(scheduler.waiting),
+            num_running=sum(seq.priority is Priority.ACTIVE for seq in scheduler.running),
+            num_idle=len(scheduler.idle),
+            cache=self._backend.cache_stats(),
+            prompt_tokens_total=totals.prompt_tokens,
+            cached_tokens_total=totals.cached_tokens,
+            completion_tokens_total=totals.completion_tokens,
+            preemptions_total=totals.preemptions,
+            forced_closes_total=totals.forced_closes,
+            loop_closes_total=totals.loop_closes,
+            steps_total=totals.steps,
+            peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+        )
+
+    def _send(self, message: ToWeb) -> None:
+        try:
+            self._sock.sendall(encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            self.close()
+
+
+def main(arguments: list[str], factory: Callable[[EngineOptions], Backend] = make_backend) -> int:
+    """`worker FD OPTIONS_JSON`: serve the model over the inherited socket FD. Returns the exit status."""
+    sock = socket.socket(fileno=int(arguments[0]))
+    options = msgspec.json.decode(arguments[1], type=EngineOptions)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        backend = factory(options)
+    except ModelLoadError as error:
+        sock.sendall(encode(LoadFailed(str(error))))
+        return LOAD_FAILED_EXIT
+    worker = Worker(sock, backend)
+    signal.signal(signal.SIGTERM, lambda *_: worker.close())
+    try:
+        worker.run()
+    finally:
+        backend.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

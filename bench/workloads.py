@@ -1,0 +1,146 @@
+"""What customers do, as load: each workload runs once against one server and gives its rows."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import httpx
+
+from bench.client import Body, Message, Reply, ask
+from bench.prompts import Prompts
+from bench.rows import Row, summarize
+from bench.servers import Target, peak_memory_bytes
+
+POLICY_WORDS = 1100
+BURST_STREAMS = 8
+BURST_TOKENS = 64
+NUM_TURNS = 5
+TURN_TOKENS = 128
+NUM_CUSTOMERS = 40
+CUSTOMER_TURNS = 2
+CUSTOMER_TOKENS = 32
+# A QwQ prompt ends with `<think>\n`, two tokens that the next turn's prompt does not repeat.
+OPENER_TOKENS = 2
+
+
+def system(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One run against one server. `pause_s` is how long a customer reads before the next turn; `tokens` the length of a decode."""
+
+    target: Target
+    http: httpx.AsyncClient
+    prompts: Prompts
+    places: int = 8
+    tokens: int = 128
+    pause_s: float = 3.0
+
+    async def steady(self, messages: Sequence[Message], max_tokens: int) -> Reply:
+        """A completion that does not end by itself."""
+        return await ask(self.http, messages, {**self._body(max_tokens), **self.target.endless})
+
+    async def natural(self, messages: Sequence[Message], max_tokens: int) -> Reply:
+        """A completion that ends when the model ends it."""
+        return await ask(self.http, messages, self._body(max_tokens))
+
+    async def row(self, workload: str, requests: Sequence[Awaitable[Reply]]) -> Row:
+        """Run `requests` together and sum them up."""
+        cpu_s, start_s = time.process_time(), time.perf_counter()
+        replies = await asyncio.gather(*requests)
+        row = summarize(self.target.name, workload, replies, time.perf_counter() - start_s)
+        return self.observed(row, cpu_s)
+
+    def observed(self, row: Row, cpu_s: float) -> Row:
+        """`row` with what the machine gave: the server's peak so far, and the bench's own processor time since `cpu_s`."""
+        return replace(row, peak_memory_bytes=peak_memory_bytes(self.target.pid), client_cpu_s=time.process_time() - cpu_s)
+
+    def _body(self, max_tokens: int) -> Body:
+        drawn = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.0}
+        return {"model": self.target.model, "max_tokens": max_tokens, **drawn, **self.target.body}
+
+
+async def decode(load: Load, streams: int) -> list[Row]:
+    """`streams` short distinct prompts at once, `tokens` each."""
+    return [await load.row("decode", [load.steady([user(load.prompts.question())], load.tokens) for _ in range(streams)])]
+
+
+async def prefill(load: Load) -> list[Row]:
+    """One long new prompt and a single token."""
+    row = await load.row("prefill", [load.steady([user(load.prompts.policy(POLICY_WORDS))], 1)])
+    assert row.computed_tokens is not None and row.wall_s is not None
+    return [replace(row, prefill_tokens_per_s=row.computed_tokens / row.wall_s)]
+
+
+async def burst(load: Load) -> list[Row]:
+    """Customers arriving at once over one long system prompt: nobody has sent it before, then somebody has."""
+    return [await _burst(load, "burst-cold", _nothing), await _burst(load, "burst-warm", _seen_once)]
+
+
+async def _burst(load: Load, workload: str, before: Callable[[Load, str], Awaitable[None]]) -> Row:
+    policy = load.prompts.policy(POLICY_WORDS)
+    await before(load, policy)
+    asks = [load.steady([system(policy), user(load.prompts.question())], BURST_TOKENS) for _ in range(BURST_STREAMS)]
+    return await load.row(workload, asks)
+
+
+async def _nothing(load: Load, policy: str) -> None:
+    pass
+
+
+async def _seen_once(load: Load, policy: str) -> None:
+    await load.steady([system(policy), user(load.prompts.question())], 1)
+    await asyncio.sleep(load.pause_s)
+
+
+async def turns(load: Load) -> list[Row]:
+    """One conversation whose old thinking the template drops. Ideal from the second turn on: the new text and its template."""
+    messages = [system(load.prompts.policy(POLICY_WORDS // 4))]
+    rows: list[Row] = []
+    questions: list[Message] = []
+    for number in range(1, NUM_TURNS + 1):
+        questions.append(user(load.prompts.question()))
+        messages.append(questions[-1])
+        cpu_s = time.process_time()
+        reply = await load.natural(messages, TURN_TOKENS)
+        rows.append(load.observed(summarize(load.target.name, f"turn-{number}", [reply], reply.end_s - reply.sent_s), cpu_s))
+        messages.append(assistant(reply.content))
+        await asyncio.sleep(load.pause_s)
+    alone = [await load.steady([question], 1) for question in questions]
+    ideals = [rows[0].prompt_tokens, *(reply.prompt_tokens for reply in alone[1:])]
+    return [replace(row, ideal_tokens=ideal) for row, ideal in zip(rows, ideals, strict=True)]
+
+
+async def places(load: Load) -> list[Row]:
+    """Many customers taking turns over few places with one system prompt. Ideal: every token of every prompt once."""
+    policy = system(load.prompts.policy(POLICY_WORDS))
+    conversations = [[policy, user(load.prompts.question())] for _ in range(NUM_CUSTOMERS)]
+    room = asyncio.Semaphore(load.places)
+
+    async def turn(conversation: list[Message]) -> Reply:
+        async with room:
+            return await load.natural(conversation, CUSTOMER_TOKENS)
+
+    cpu_s, start_s = time.process_time(), time.perf_counter()
+    rounds = []
+    for _ in range(CUSTOMER_TURNS):
+        rounds.append(await asyncio.gather(*(turn(conversation) for conversation in conversations)))
+        for conversation, reply in zip(conversations, rounds[-1], strict=True):
+            conversation += [assistant(reply.content), user(load.prompts.question())]
+    row = summarize(load.target.name, "places", [reply for one in rounds for reply in one], time.perf_counter() - start_s)
+    row = load.observed(replace(row, streams=load.places), cpu_s)
+    alone = await load.steady([conversations[0][1]], 1)
+    shared = rounds[0][0].prompt_tokens - alone.prompt_tokens
+    own = sum(reply.prompt_tokens - shared for reply in rounds[-1])
+    return [replace(row, ideal_tokens=shared + own + OPENER_TOKENS * NUM_CUSTOMERS * (CUSTOMER_TURNS - 1))]

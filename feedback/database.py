@@ -1,0 +1,151 @@
+"""The database: one thread owns every write and every checkpoint, readers have connections of their own."""
+
+import asyncio
+import logging
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import alembic.command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+NUM_READERS = 2
+BUSY_TIMEOUT_MS = 3000
+MIGRATIONS = Path(__file__).parent / "migrations"
+FIRST_SAFE_SQLITE = (3, 51, 3)
+
+# WAL and FULL: a commit is on the platter before it is acknowledged; macOS needs fullfsync to mean it. No mmap, and only the
+# writer's connection ever commits or checkpoints: two connections doing so at once meet SQLite's WAL-reset bug (before 3.51.3).
+SQLITE_PRAGMAS = (
+    f"busy_timeout={BUSY_TIMEOUT_MS}",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "fullfsync=1",
+    "checkpoint_fullfsync=1",
+    "mmap_size=0",
+    "foreign_keys=ON",
+)
+SQLITE_REASONS = {
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+    sqlite3.SQLITE_CORRUPT: "damaged",
+    sqlite3.SQLITE_NOTADB: "damaged",
+}
+POSTGRES_DISK_FULL = "53100"
+
+
+class RecordUnavailable(Exception):
+    """The database cannot take or give rows now; nothing of the failed work was kept.
+
+    RecordUnavailable
+    └── RecordFull     the disk is full
+    """
+
+
+class RecordFull(RecordUnavailable):
+    """No space is left; reading still works, and writing works again once there is space."""
+
+
+class Database:
+    """Rows on disk behind two doors: `write` returns after COMMIT, `read` sees one snapshot.
+
+    Work is a function of a Connection and nothing else; it runs on the writer thread or on a reader thread, in one transaction.
+    Both doors raise RecordUnavailable when the database fails, and whatever the work itself raises, with nothing kept.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open `url`, making the file and upgrading its schema as needed. Raises RecordUnavailable."""
+        self._write_engine = _make_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
+        self._read_engine = _make_engine(url, begin="BEGIN", pool_size=NUM_READERS)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="record-writer")
+        self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="record-reader")
+        try:
+            self._writer.submit(_transact, self._write_engine, _upgrade).result()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def in_folder(cls, data_dir: Path) -> "Database":
+        """The SQLite database of a data folder: folder mode 0700, file mode 0600. Raises RecordUnavailable."""
+        path = data_dir / "kefu.db"
+        try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            data_dir.chmod(0o700)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            path.chmod(0o600)
+        except OSError as error:
+            raise RecordUnavailable(f"{path} cannot be opened: {error.strerror}") from error
+        if sqlite3.sqlite_version_info < FIRST_SAFE_SQLITE:
+            logger.warning("SQLite %s is older than 3.51.3; keep other programs from writing to %s", sqlite3.sqlite_version, path)
+        return cls(f"sqlite:///{path}")
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, _transact, self._write_engine, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, _transact, self._read_engine, work)
+
+    def close(self) -> None:
+        """Finish what is queued, then close. The writer's connection closes last, so that it does the final checkpoint."""
+        for executor, engine in ((self._readers, self._read_engine), (self._writer, self._write_engine)):
+            executor.shutdown(wait=True)
+            engine.dispose()
+
+
+def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+    try:
+        with engine.begin() as connection:
+            return work(connection)
+    except (IntegrityError, ProgrammingError, DataError):
+        raise
+    except DatabaseError as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: DatabaseError) -> RecordUnavailable:
+    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == POSTGRES_DISK_FULL:
+        return RecordFull("the disk is full")
+    return RecordUnavailable(f"the database is {SQLITE_REASONS.get(code, 'not answering')}")
+
+
+def _make_engine(url: str, begin: str, pool_size: int) -> Engine:
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    engine = create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=not is_sqlite)
+    if is_sqlite:
+
+        @event.listens_for(engine, "connect")
+        def set_pragmas(connection: sqlite3.Connection, _: object) -> None:
+            connection.isolation_level = None  # transactions begin and end below, never inside the driver
+            for pragma in SQLITE_PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def begin_transaction(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _upgrade(connection: Connection) -> None:
+    """Bring the schema to the newest revision inside the caller's transaction: all of it or nothing."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        alembic.command.upgrade(config, "head")
+    except CommandError as error:
+        raise RecordUnavailable(f"the database's schema is not known to this version of kefu: {error}") from error

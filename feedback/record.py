@@ -1,0 +1,198 @@
+"""The record: conversations, their messages, and how each answer was made."""
+
+import base64
+import secrets
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select
+
+from feedback.database import Database
+from feedback.tables import citation, completion, conversation, message, signal, visitor
+
+Role = Literal["user", "assistant"]
+Status = Literal["complete", "stopped", "interrupted"]
+
+
+class NotFound(Exception):
+    """No such thing, or another visitor's: the two are not told apart."""
+
+
+def new_id(prefix: str) -> str:
+    """An id nobody can guess: 100 random bits after the noun it names."""
+    return f"{prefix}_{base64.b32encode(secrets.token_bytes(13)).decode().lower()[:20]}"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One visitor's chat. Nothing of it may train a model unless the visitor says so."""
+
+    id: str
+    visitor_id: str
+    language: str
+    consent_train: bool = False
+    created_at_ms: int = field(default_factory=now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """`number` as the answer spells it, `[1]`; the passage as it read then."""
+
+    number: int
+    passage_id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press."""
+
+    id: str
+    role: Role
+    text: str
+    status: Status = "complete"
+    completion_id: str | None = None
+    finish_reason: str | None = None
+    citations: tuple[Citation, ...] = ()
+    thumb: int | None = None
+    created_at_ms: int = field(default_factory=now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """All a later training round needs to know about one generated answer; the fields are the columns of its table."""
+
+    id: str
+    shown: bool
+    status: Status
+    finish_reason: str
+    content: str
+    reasoning: str
+    prompt_token_ids: list[int]
+    completion_token_ids: list[int]
+    logprobs: list[float | None]
+    sampling: dict[str, object]
+    seed: int
+    model: str
+    model_sha256: str
+    quantization: str
+    engine: str
+    engine_version: str
+    adapter: str | None
+    template_sha256: str
+    policy_version: str
+    knowledge_version: str
+    num_cached_tokens: int
+    num_reasoning_tokens: int
+    forced_close: bool
+    ttft_ms: float | None
+    first_answer_ms: float | None
+    total_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A customer's message on disk, and its answer if that is there already."""
+
+    message: Message
+    answer: Message | None
+
+
+class Record:
+    """What was said. Methods that write return after COMMIT; all raise RecordUnavailable when the database fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_conversation(self, opened: Conversation) -> None:
+        """Put a conversation on disk, with its visitor when this is their first."""
+
+        def work(connection: Connection) -> None:
+            if connection.execute(select(visitor.c.id).where(visitor.c.id == opened.visitor_id)).first() is None:
+                connection.execute(insert(visitor).values(id=opened.visitor_id, created_at_ms=opened.created_at_ms))
+            connection.execute(insert(conversation).values(**asdict(opened)))
+
+        await self._database.write(work)
+
+    async def current_conversation(self, visitor_id: str) -> Conversation:
+        """The visitor's newest conversation. Raises NotFound."""
+        return await self._database.read(lambda connection: _conversation(connection, conversation.c.visitor_id == visitor_id))
+
+    async def conversation(self, conversation_id: str, visitor_id: str) -> Conversation:
+        """Raises NotFound, also when it is another visitor's."""
+        mine = and_(conversation.c.id == conversation_id, conversation.c.visitor_id == visitor_id)
+        return await self._database.read(lambda connection: _conversation(connection, mine))
+
+    async def messages(self, conversation_id: str) -> list[Message]:
+        """Everything said in a conversation, oldest first."""
+        return await self._database.read(lambda connection: _messages(connection, message.c.conversation_id == conversation_id))
+
+    async def question(self, conversation_id: str, client_message_id: str) -> Question | None:
+        """What the client sent under this id before, if anything."""
+
+        def work(connection: Connection) -> Question | None:
+            sent = and_(message.c.conversation_id == conversation_id, message.c.client_message_id == client_message_id)
+            if not (asked := _messages(connection, sent)):
+                return None
+            answers = _messages(connection, message.c.reply_to_id == asked[0].id)
+            return Question(asked[0], answers[0] if answers else None)
+
+        return await self._database.read(work)
+
+    async def add_question(self, conversation_id: str, asked: Message, client_message_id: str) -> None:
+        await self._database.write(partial(_add_message, conversation_id, asked, client_message_id=client_message_id))
+
+    async def add_answer(self, conversation_id: str, question_id: str, answer: Message, made: Completion) -> None:
+        """Put an answer on disk together with how it was made and what it cites."""
+
+        def work(connection: Connection) -> None:
+            _add_message(conversation_id, answer, connection, reply_to_id=question_id)
+            connection.execute(insert(completion).values(message_id=answer.id, created_at_ms=answer.created_at_ms, **asdict(made)))
+            if answer.citations:
+                connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in answer.citations])
+
+        await self._database.write(work)
+
+
+def _add_message(conversation_id: str, added: Message, connection: Connection, **columns: str) -> None:
+    last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
+    row = {"id": added.id, "role": added.role, "text": added.text, "created_at_ms": added.created_at_ms, **columns}
+    connection.execute(insert(message).values(conversation_id=conversation_id, seq=connection.execute(last).scalar_one() + 1, **row))
+
+
+def _conversation(connection: Connection, which: ColumnElement[bool]) -> Conversation:
+    newest = select(conversation).where(which).order_by(conversation.c.created_at_ms.desc(), conversation.c.id).limit(1)
+    row = connection.execute(newest).mappings().first()
+    if row is None:
+        raise NotFound("no such conversation")
+    return Conversation(**row)
+
+
+def _messages(connection: Connection, which: ColumnElement[bool]) -> list[Message]:
+    made = select(message, *completion.c["shown", "status", "finish_reason"], completion.c.id.label("completion_id"))
+    rows = connection.execute(made.select_from(message.outerjoin(completion)).where(which).order_by(message.c.seq)).mappings().all()
+    cited: dict[str, list[Citation]] = defaultdict(list)
+    citations = select(citation).select_from(citation.join(completion).join(message)).where(which)
+    for row in connection.execute(citations.order_by(citation.c.number)):
+        cited[row.completion_id].append(Citation(row.number, row.passage_id, row.title, row.text))
+    thumbs = select(*signal.c["completion_id", "value"]).select_from(signal.join(completion).join(message))
+    thumbs = thumbs.where(which, signal.c.kind == "thumb").order_by(signal.c.seq)
+    pressed = {row.completion_id: int(row.value) for row in connection.execute(thumbs)}
+    return [_message(row, tuple(cited[row["completion_id"]]), pressed.get(row["completion_id"])) for row in rows]
+
+
+def _message(row: RowMapping, cited: tuple[Citation, ...], thumb: int | None) -> Message:
+    said = Message(row["id"], row["role"], row["text"], created_at_ms=row["created_at_ms"])
+    if row["completion_id"] is None:
+        return said
+    shown_id = row["completion_id"] if row["shown"] else None
+    made = {"status": row["status"], "finish_reason": row["finish_reason"], "completion_id": shown_id}
+    return replace(said, citations=cited, thumb=thumb, **made)

@@ -1,0 +1,123 @@
+"""Signals: how an answer was received. The ledger only grows; what counts is decided by weight, and a zero says why."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection, RowMapping, and_, exists, func, insert, select
+
+from feedback.database import Database
+from feedback.record import NotFound, new_id, now_ms
+from feedback.tables import completion, conversation, message, signal
+
+# Where these limits come from: a vote needs time to be meant, and few voters must not be able to steer a training round.
+MIN_READING_MS = 1_500
+MAX_VOTE_AGE_MS = 24 * 3_600_000
+MAX_FLIP_MS = 10 * 60_000
+MAX_VOTES_PER_DAY = 20
+DAY_MS = 24 * 3_600_000
+
+Reason = Literal["too_early", "too_late", "daily_cap", "duplicate", "changed_late", "not_complete"]
+
+
+class KeyReused(Exception):
+    """An idempotency key came back with another vote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """A customer's vote on one answer: `value` 1 or -1."""
+
+    completion_id: str
+    value: Literal[1, -1]
+    tags: tuple[str, ...]
+    comment: str | None
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The signal's id; `is_new` is False when the same key had been stored before."""
+
+    signal_id: str
+    is_new: bool
+
+
+class Signals:
+    """The append-only ledger."""
+
+    def __init__(self, database: Database, clock: Callable[[], int] = now_ms) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def vote(self, visitor_id: str, thumb: Thumb) -> Receipt:
+        """Store a vote, once per key, and return after COMMIT.
+
+        A vote that should not count is stored with weight 0 and a reason. A changed vote retracts the one before. Raises
+        NotFound when this visitor received no such answer, KeyReused when the key came with another vote, RecordUnavailable.
+        """
+        return await self._database.write(lambda connection: self._vote(connection, visitor_id, thumb))
+
+    def _vote(self, connection: Connection, visitor_id: str, thumb: Thumb) -> Receipt:
+        answer = _received(connection, visitor_id, thumb.completion_id)
+        by_key = and_(signal.c.visitor_id == visitor_id, signal.c.idempotency_key == thumb.idempotency_key)
+        if (known := connection.execute(select(signal).where(by_key)).mappings().first()) is not None:
+            if known["completion_id"] != thumb.completion_id or not _says_the_same(known, thumb):
+                raise KeyReused("this idempotency_key came with another vote before")
+            return Receipt(known["id"], is_new=False)
+        now = self._clock()
+        standing = _standing(connection, thumb.completion_id)
+        reason = _too_many(connection, visitor_id, now) or _untimely(answer, now) or _unchanged(standing, thumb, now)
+        signal_id = new_id("sig")
+        retracts_id = standing["id"] if standing is not None and reason is None else None
+        said = {"value": thumb.value, "tags": list(thumb.tags), "comment": thumb.comment, "idempotency_key": thumb.idempotency_key}
+        judged = {"weight": 0.0 if reason else 1.0, "reason": reason, "retracts_id": retracts_id, "created_at_ms": now}
+        target = {"conversation_id": answer["conversation_id"], "completion_id": thumb.completion_id, "visitor_id": visitor_id}
+        connection.execute(insert(signal).values(id=signal_id, kind="thumb", actor="visitor", **target, **said, **judged))
+        return Receipt(signal_id, is_new=True)
+
+
+def _received(connection: Connection, visitor_id: str, completion_id: str) -> RowMapping:
+    answers = select(*message.c["conversation_id", "created_at_ms"], completion.c.status)
+    mine = and_(completion.c.id == completion_id, completion.c.shown, conversation.c.visitor_id == visitor_id)
+    row = connection.execute(answers.select_from(completion.join(message).join(conversation)).where(mine)).mappings().first()
+    if row is None:
+        raise NotFound("no such answer")
+    return row
+
+
+def _standing(connection: Connection, completion_id: str) -> RowMapping | None:
+    """The vote that counts now: the newest with weight that no later one retracts."""
+    later = signal.alias("later")
+    counts = and_(signal.c.completion_id == completion_id, signal.c.kind == "thumb", signal.c.weight > 0)
+    votes = select(signal).where(counts, ~exists().where(later.c.retracts_id == signal.c.id))
+    return connection.execute(votes.order_by(signal.c.seq.desc()).limit(1)).mappings().first()
+
+
+def _too_many(connection: Connection, visitor_id: str, now: int) -> Reason | None:
+    today = and_(signal.c.visitor_id == visitor_id, signal.c.actor == "visitor", signal.c.created_at_ms > now - DAY_MS)
+    count = connection.execute(select(func.count()).select_from(signal).where(today)).scalar_one()
+    return "daily_cap" if count >= MAX_VOTES_PER_DAY else None
+
+
+def _untimely(answer: RowMapping, now: int) -> Reason | None:
+    age_ms = now - answer["created_at_ms"]
+    if age_ms < MIN_READING_MS:
+        return "too_early"
+    if age_ms > MAX_VOTE_AGE_MS:
+        return "too_late"
+    return "not_complete" if answer["status"] == "interrupted" else None
+
+
+def _unchanged(standing: RowMapping | None, thumb: Thumb, now: int) -> Reason | None:
+    """Tags and a comment may follow the thumb at any time; the thumb itself may turn for ten minutes."""
+    if standing is None:
+        return None
+    if _says_the_same(standing, thumb):
+        return "duplicate"
+    return "changed_late" if standing["value"] != thumb.value and now - standing["created_at_ms"] > MAX_FLIP_MS else None
+
+
+def _says_the_same(row: RowMapping, thumb: Thumb) -> bool:
+    said = (int(row["value"]), tuple(row["tags"]), row["comment"])
+    return said == (thumb.value, thumb.tags, thumb.comment)

@@ -1,0 +1,153 @@
+"""The tables: what was said, how it was made, how it was received. Times are milliseconds since 1970, UTC."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+
+class TokenIds(TypeDecorator[list[int]]):
+    """Token ids as little-endian uint32."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else np.asarray(value, "<u4").tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> list[int] | None:
+        return None if value is None else np.frombuffer(value, "<u4").tolist()
+
+
+class Logprobs(TypeDecorator[list[float | None]]):
+    """Natural logs as little-endian float32; NaN where a token was inserted, not sampled."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[float | None] | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else np.asarray([np.nan if x is None else x for x in value], "<f4").tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> list[float | None] | None:
+        return None if value is None else [None if np.isnan(x) else float(x) for x in np.frombuffer(value, "<f4")]
+
+
+metadata = MetaData()
+
+visitor = Table(
+    "visitor",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+conversation = Table(
+    "conversation",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("visitor_id", ForeignKey("visitor.id"), nullable=False),
+    Column("language", String(8), nullable=False),
+    Column("consent_train", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Index("conversation_of_visitor", "visitor_id", "created_at_ms"),
+)
+
+message = Table(
+    "message",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("conversation_id", ForeignKey("conversation.id"), nullable=False),
+    Column("seq", Integer, nullable=False),  # 1, 2, ... within the conversation
+    Column("role", String(16), nullable=False),
+    Column("text", Text, nullable=False),  # what was on the screen
+    Column("reply_to_id", ForeignKey("message.id"), index=True),
+    Column("client_message_id", String(40)),
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("conversation_id", "seq"),
+    UniqueConstraint("conversation_id", "client_message_id"),
+)
+
+completion = Table(
+    "completion",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("message_id", ForeignKey("message.id"), nullable=False, index=True),
+    Column("shown", Boolean, nullable=False),  # False: a fallback sentence stood in its place
+    Column("status", String(16), nullable=False),  # complete | stopped | interrupted
+    Column("finish_reason", String(16), nullable=False),
+    Column("content", Text, nullable=False),  # as generated; message.text is as shown
+    Column("reasoning", Text, nullable=False),
+    Column("prompt_token_ids", TokenIds, nullable=False),
+    Column("completion_token_ids", TokenIds, nullable=False),
+    Column("logprobs", Logprobs, nullable=False),
+    Column("sampling", JSON, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("quantization", String(40), nullable=False),
+    Column("engine", String(40), nullable=False),
+    Column("engine_version", String(40), nullable=False),
+    Column("adapter", String(64)),
+    Column("template_sha256", String(64), nullable=False),
+    Column("policy_version", String(64), nullable=False),
+    Column("knowledge_version", String(64), nullable=False),
+    Column("num_cached_tokens", Integer, nullable=False),
+    Column("num_reasoning_tokens", Integer, nullable=False),
+    Column("forced_close", Boolean, nullable=False),
+    Column("ttft_ms", Float),
+    Column("first_answer_ms", Float),
+    Column("total_ms", Float, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+citation = Table(
+    "citation",
+    metadata,
+    Column("completion_id", ForeignKey("completion.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("passage_id", String(100), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+# Append-only: nothing updates or deletes a signal. A changed mind is a new row whose retracts_id names the old one.
+signal = Table(
+    "signal",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(40), nullable=False, unique=True),
+    Column("conversation_id", ForeignKey("conversation.id"), nullable=False, index=True),
+    Column("completion_id", ForeignKey("completion.id"), nullable=False, index=True),
+    Column("visitor_id", ForeignKey("visitor.id"), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("value", Float, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("comment", Text),
+    Column("weight", Float, nullable=False),  # 0: kept, but counts for nothing
+    Column("reason", String(32)),  # why the weight is 0
+    Column("actor", String(16), nullable=False),
+    Column("detector", String(64)),
+    Column("detector_version", String(32)),
+    Column("idempotency_key", String(64), nullable=False),
+    Column("retracts_id", ForeignKey("signal.id"), unique=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("visitor_id", "idempotency_key"),
+    Index("signal_of_visitor", "visitor_id", "created_at_ms"),
+)

@@ -1,0 +1,77 @@
+"""Visitors: a customer is whoever holds a token we signed; no id that a client sends is ever adopted."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+
+from feedback.record import new_id
+
+TOKEN_LIFETIME_S = 30 * 60
+RENEWABLE_S = 30 * 24 * 3600
+PURPOSE = "kefu.desk.visitor"
+
+
+class InvalidToken(Exception):
+    """The token is missing, forged, expired or was signed for something else: which of these is not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorPass:
+    visitor_id: str
+    token: str
+    expires_in_s: int = TOKEN_LIFETIME_S
+
+
+class Visitors:
+    """Issues and reads visitor tokens.
+
+    The key file holds one key per line. The last one signs, every one verifies: add a line to rotate, delete a line to revoke.
+    The file is read again when it changes.
+    """
+
+    def __init__(self, key_file: Path) -> None:
+        self._key_file = key_file
+        self._read_at_ns = -1
+        self._signer = URLSafeTimedSerializer("", salt=PURPOSE)
+        if not key_file.exists():
+            _write_new_key(key_file)
+
+    def admit(self) -> VisitorPass:
+        """A new visitor."""
+        return self._pass(new_id("vis"))
+
+    def renew(self, token: str) -> VisitorPass:
+        """A fresh token for the same visitor, within 30 days of the last one. Raises InvalidToken."""
+        return self._pass(self._read(token, RENEWABLE_S))
+
+    def visitor_id(self, token: str) -> str:
+        """Who holds this token. Raises InvalidToken."""
+        return self._read(token, TOKEN_LIFETIME_S)
+
+    def _pass(self, visitor_id: str) -> VisitorPass:
+        return VisitorPass(visitor_id, self._current_signer().dumps(visitor_id))
+
+    def _read(self, token: str, max_age_s: int) -> str:
+        try:
+            visitor_id = self._current_signer().loads(token, max_age=max_age_s)
+        except (BadSignature, UnicodeError) as error:
+            raise InvalidToken("the visitor token is not valid") from error
+        return str(visitor_id)
+
+    def _current_signer(self) -> URLSafeTimedSerializer:
+        changed_at_ns = self._key_file.stat().st_mtime_ns
+        if changed_at_ns != self._read_at_ns:
+            keys = self._key_file.read_text(encoding="ascii").split()
+            if not keys:
+                raise ValueError(f"{self._key_file} holds no key; delete it to have a new one made")
+            self._signer, self._read_at_ns = URLSafeTimedSerializer(keys, salt=PURPOSE), changed_at_ns
+        return self._signer
+
+
+def _write_new_key(key_file: Path) -> None:
+    descriptor = os.open(key_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")

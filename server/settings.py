@@ -1,0 +1,127 @@
+"""Settings: one frozen tree from the command line, `KEFU_*` variables, `kefu.toml` and defaults, in this order."""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+PREFIX = "KEFU_"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class BadSettings(Exception):
+    """The settings cannot be used; the message is one sentence that names the setting, never its value."""
+
+
+def _listed(value: object) -> object:
+    """`a, b` in a variable is a list, as `["a", "b"]` is in the file."""
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _key_hash(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise ValueError("an API key is given as its SHA-256 in 64 hex digits, as `kefu key new` prints it")
+    return value
+
+
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+KeyHash = Annotated[str, BeforeValidator(_key_hash)]
+
+
+class _Branch(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ServerSettings(_Branch):
+    """The HTTP door."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs an API key.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: Annotated[tuple[KeyHash, ...], NoDecode, BeforeValidator(_listed)] = Field((), description="SHA-256 of each API key.")
+    allowed_hosts: Listed = Field((), description="Host names that clients may use besides loopback.")
+    strict: bool = Field(False, description="Refuse unknown request fields instead of naming them in x-ignored-params.")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body; the desk takes 64 kB at most.")
+    body_timeout_s: float = Field(10.0, gt=0, description="A request body must be complete within this time.")
+    max_in_flight: int = Field(256, ge=1, description="Requests that one API key may have open at once.")
+    drain_s: float = Field(25.0, ge=0, description="After SIGTERM, open answers may take this long to finish.")
+
+
+class EngineSettings(_Branch):
+    """The engine process and its model."""
+
+    model: Path | None = Field(None, description="A GGUF file; without it the built-in kefu-mini answers.")
+    context_length: int | None = Field(None, ge=256, description="Tokens that one conversation may hold; by default the model's own.")
+    num_kv_tokens: int | None = Field(None, ge=256, description="Tokens of KV room that all conversations share.")
+    max_sequences: int = Field(16, ge=1, le=256, description="Answers computed at the same time.")
+    max_waiting: int = Field(64, ge=0, description="Requests that may wait for a place; one more is refused.")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of the engine; by default one per core.")
+
+
+class DeskSettings(_Branch):
+    """The support chat."""
+
+    effort: Effort = Field("low", description="How long the model may think before it answers a customer.")
+    max_answer_tokens: int = Field(1024, ge=16, description="Longest answer, thinking included, in tokens.")
+    max_in_flight: int = Field(1, ge=1, description="Answers that one visitor may wait for at once.")
+    messages_per_minute: float = Field(20.0, gt=0, description="Messages that one visitor may send.")
+    visitors_per_minute: float = Field(60.0, gt=0, description="New visitors that one address may open.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", toml_file="kefu.toml", nested_model_default_partial_update=True
+    )
+
+    server: ServerSettings = ServerSettings()
+    engine: EngineSettings = EngineSettings()
+    desk: DeskSettings = DeskSettings()
+    data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged: never message content.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return sources["init_settings"], sources["env_settings"], TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(overrides: Mapping[str, Mapping[str, object]] | None = None) -> Settings:
+    """The settings in force. `overrides` come from the command line, by branch. Raises BadSettings."""
+    for name in os.environ:
+        branch = name.upper().removeprefix(PREFIX).partition("__")[0].lower()
+        if name.upper().startswith(PREFIX) and branch not in Settings.model_fields:
+            raise BadSettings(f"there is no setting {name}")
+    try:
+        settings = Settings(**{branch: dict(values) for branch, values in (overrides or {}).items() if values})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise BadSettings(_sentence(error)) from None
+    except (SettingsError, ValueError) as error:
+        raise BadSettings(f"the settings cannot be read: {type(error).__name__}") from None
+    if not is_loopback(settings.server.host) and not settings.server.api_keys:
+        raise BadSettings(f"listening on {settings.server.host} needs an API key in server.api_keys; make one with `kefu key new`")
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that only this machine can reach."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"there is no setting {name}"
+    return f"setting {name}: {first['msg'].removeprefix('Value error, ')}"

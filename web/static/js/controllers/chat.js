@@ -1,0 +1,221 @@
+// The page's composition root: one customer, one conversation, one answer at a time.
+
+import { clone, part, uuid } from "../helpers/dom.js";
+import { SafeStorage } from "../helpers/storage.js";
+import { language, say } from "../helpers/strings.js";
+import { Desk, DeskError } from "../models/desk.js";
+import { Answer } from "./answer.js";
+import { Composer } from "./composer.js";
+import { PassagePanel } from "./passage.js";
+import { Scroller } from "./scroller.js";
+
+const POLL_MS = 1500;
+
+class Chat {
+  #desk = new Desk(new SafeStorage(() => localStorage));
+  #list = document.getElementById("messages");
+  #welcome = document.getElementById("welcome");
+  #notice = document.getElementById("notice");
+  #announcer = document.getElementById("announcer");
+  #startOverButton = document.getElementById("start-over");
+  #composer;
+  #panel;
+  #scroller;
+  #conversationId = null;
+  #isAnswering = false;
+
+  constructor() {
+    const form = document.getElementById("composer");
+    const drafts = new SafeStorage(() => sessionStorage);
+    this.#composer = new Composer(form, drafts, { onSend: (text) => this.#send(text), onStop: () => this.#stop() });
+    this.#panel = new PassagePanel(document.getElementById("passage"), part(form, "input"));
+    this.#scroller = new Scroller(document.getElementById("scroller"), this.#list.parentElement, document.getElementById("jump"));
+    this.#startOverButton.addEventListener("click", () => this.#startOver());
+    document.addEventListener("keydown", (event) => this.#escape(event));
+    addEventListener("offline", () => this.#notify(say("problem_offline")));
+    addEventListener("online", () => this.#notify(""));
+  }
+
+  async start() {
+    this.#notify(navigator.onLine ? "" : say("problem_offline"));
+    if (matchMedia("(pointer: fine)").matches) this.#composer.focus();
+    await Promise.all([this.#orNotice(this.#greet()), this.#orNotice(this.#resume())]);
+  }
+
+  async #greet() {
+    const shop = await this.#desk.shop(language);
+    document.getElementById("shop-name").textContent = shop.name;
+    part(this.#welcome, "greeting").textContent = shop.greeting;
+    part(this.#welcome, "suggestions").replaceChildren(...shop.suggestions.slice(0, 4).map((text) => this.#suggestion(text)));
+  }
+
+  #suggestion(text) {
+    const node = clone("suggestion");
+    part(node, "button").textContent = text;
+    part(node, "button").addEventListener("click", () => {
+      this.#send(text);
+      this.#composer.focus();
+    });
+    return node;
+  }
+
+  async #resume() {
+    const conversation = await this.#desk.current();
+    if (!conversation || this.#isAnswering || this.#conversationId) return;
+    this.#conversationId = conversation.conversation_id;
+    for (const message of conversation.messages) this.#draw(message);
+    const last = conversation.messages.at(-1);
+    const asked = conversation.messages.findLast(({ role }) => role === "user");
+    if (asked && asked.text === this.#composer.text.trim()) this.#composer.fill("");
+    if (conversation.answering) await this.#catchUp();
+    else if (last && (last.role === "user" || last.status === "interrupted")) this.#offerAgain(asked.text);
+  }
+
+  // An answer that began before a reload: it is fetched whole when it is there.
+  async #catchUp() {
+    const answer = this.#place(new Answer(this.#panel));
+    this.#setAnswering(true);
+    try {
+      let conversation;
+      do {
+        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+        conversation = await this.#desk.current();
+      } while (conversation?.answering);
+      const last = conversation?.messages.at(-1);
+      if (last?.role === "assistant") this.#announce(answer.finish(last, this.#desk));
+      else answer.fail(say("problem_cut"), say("reload"), () => location.reload());
+    } finally {
+      this.#setAnswering(false);
+    }
+  }
+
+  #draw(message) {
+    this.#setStarted(true);
+    if (message.role === "assistant") {
+      this.#place(new Answer(this.#panel)).finish(message, this.#desk);
+      return;
+    }
+    const node = clone("question");
+    part(node, "text").textContent = message.text;
+    this.#list.append(node);
+  }
+
+  #place(answer) {
+    this.#list.append(answer.node);
+    return answer;
+  }
+
+  #offerAgain(text) {
+    const answer = this.#place(new Answer(this.#panel));
+    answer.fail(say("problem_cut"), say("try_again"), () => {
+      answer.node.remove();
+      this.#send(text);
+    });
+  }
+
+  #send(text) {
+    if (this.#isAnswering) return;
+    this.#draw({ role: "user", text });
+    if (text === this.#composer.text.trim()) this.#composer.clear();
+    this.#scroller.toLatest();
+    this.#turn({ text, client_message_id: uuid() }, this.#place(new Answer(this.#panel)));
+  }
+
+  async #turn(message, answer) {
+    this.#setAnswering(true);
+    this.#announce("");
+    try {
+      this.#conversationId ??= (await this.#desk.open(language)).conversation_id;
+      for await (const event of this.#desk.ask(this.#conversationId, message)) this.#take(event, message, answer);
+    } catch (error) {
+      this.#fail(error, message, answer);
+    } finally {
+      this.#setAnswering(false);
+    }
+  }
+
+  #take(event, message, answer) {
+    if (event.name === "accepted") this.#composer.forget();
+    if (event.name === "state") answer.wait(event);
+    if (event.name === "delta") answer.grow(event.text);
+    if (event.name !== "done") return;
+    this.#announce(answer.finish(event.message, this.#desk));
+    if (event.message.status === "interrupted") this.#offerAgain(message.text);
+  }
+
+  // A retry keeps its client_message_id: whatever the server has of it already is not done twice.
+  #fail(error, message, answer) {
+    if (!(error instanceof DeskError)) throw error;
+    const isOver = ["gone", "full"].includes(error.problem);
+    const problem = say(`problem_${error.problem}`);
+    this.#announce(problem);
+    answer.fail(problem, say(isOver ? "start_over" : "try_again"), async () => {
+      if (isOver) {
+        await this.#startOver();
+        this.#composer.fill(message.text);
+        return;
+      }
+      answer.restart();
+      this.#composer.focus();
+      this.#turn(message, answer);
+    });
+  }
+
+  #stop() {
+    // A failed stop needs no words of its own: the stream it meant to end fails the same way.
+    if (this.#conversationId) this.#orNotice(this.#desk.stop(this.#conversationId));
+  }
+
+  async #startOver() {
+    if (this.#isAnswering) return;
+    this.#panel.close();
+    if (this.#desk.isKnown) {
+      const opened = await this.#orNotice(this.#desk.open(language));
+      if (!opened) return;
+      this.#conversationId = opened.conversation_id;
+    }
+    this.#list.replaceChildren();
+    this.#setStarted(false);
+    this.#composer.focus();
+  }
+
+  #setStarted(isStarted) {
+    part(this.#welcome, "suggestions").hidden = isStarted;
+    this.#startOverButton.hidden = !isStarted;
+  }
+
+  #setAnswering(isAnswering) {
+    this.#isAnswering = isAnswering;
+    this.#composer.isAnswering = isAnswering;
+    this.#startOverButton.disabled = isAnswering;
+  }
+
+  #escape(event) {
+    if (event.key !== "Escape" || event.isComposing) return;
+    if (this.#panel.isOpen) this.#panel.close();
+    else if (this.#isAnswering) this.#stop();
+  }
+
+  // -> the step's result, or undefined after its problem was shown
+  async #orNotice(step) {
+    try {
+      return await step;
+    } catch (error) {
+      if (!(error instanceof DeskError)) throw error;
+      return this.#notify(say(`problem_${error.problem}`));
+    }
+  }
+
+  #notify(text) {
+    this.#notice.textContent = text;
+    this.#notice.hidden = !text;
+    if (text) this.#announce(text);
+  }
+
+  // Read aloud once, whole: screen readers hear neither single tokens nor the waiting.
+  #announce(text) {
+    this.#announcer.textContent = text;
+  }
+}
+
+new Chat().start();

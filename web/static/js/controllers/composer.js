@@ -1,0 +1,94 @@
+// Where the customer types. A draft outlives a reload; a text sent but not yet accepted counts as a draft.
+
+import { part } from "../helpers/dom.js";
+import { count, say } from "../helpers/strings.js";
+
+const DRAFT = "kefu.draft";
+const LIMIT = 4000;
+const NEAR_LIMIT = 3600;
+
+export class Composer {
+  #form;
+  #input;
+  #counter;
+  #send;
+  #stop;
+  #drafts;
+  #isAnswering = false;
+
+  // `onSend(text)` and `onStop()` are told what the customer wants; `drafts` is a SafeStorage.
+  constructor(form, drafts, { onSend, onStop }) {
+    this.#form = form;
+    this.#drafts = drafts;
+    [this.#input, this.#counter, this.#send, this.#stop] = ["input", "counter", "send", "stop"].map((name) => part(form, name));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.#canSend) onSend(this.#input.value.trim());
+    });
+    this.#stop.addEventListener("click", onStop);
+    this.#input.addEventListener("keydown", (event) => this.#key(event));
+    this.#input.addEventListener("input", () => {
+      drafts.set(DRAFT, this.#input.value);
+      this.#fit();
+    });
+    this.fill(drafts.get(DRAFT) ?? "");
+  }
+
+  get text() {
+    return this.#input.value;
+  }
+
+  fill(text) {
+    this.#input.value = text;
+    this.#drafts.set(DRAFT, text);
+    this.#fit();
+  }
+
+  // Empties the box but keeps the draft until `forget`: the text is not safe elsewhere yet.
+  clear() {
+    this.#input.value = "";
+    this.#fit();
+  }
+
+  forget() {
+    this.#drafts.set(DRAFT, this.#input.value);
+  }
+
+  focus() {
+    this.#input.focus();
+  }
+
+  set isAnswering(isAnswering) {
+    const hadFocus = [this.#send, this.#stop].includes(document.activeElement);
+    this.#isAnswering = isAnswering;
+    this.#send.hidden = isAnswering;
+    this.#stop.hidden = !isAnswering;
+    this.#fit();
+    if (hadFocus) this.focus();
+  }
+
+  get #canSend() {
+    return !this.#isAnswering && this.#input.value.trim() !== "" && this.#length <= LIMIT;
+  }
+
+  get #length() {
+    return [...this.#input.value.trim()].length;
+  }
+
+  // While an input method composes, Enter picks a candidate; Safari says so only by key code 229.
+  #key(event) {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    this.#form.requestSubmit();
+  }
+
+  #fit() {
+    this.#input.style.height = "auto";
+    this.#input.style.height = `${this.#input.scrollHeight}px`;
+    const isOver = this.#length > LIMIT;
+    this.#counter.hidden = this.#length < NEAR_LIMIT;
+    this.#counter.textContent = say(isOver ? "too_long" : "counter", { length: count(this.#length), limit: count(LIMIT) });
+    this.#counter.classList.toggle("over", isOver);
+    this.#send.setAttribute("aria-disabled", String(!this.#canSend));
+  }
+}

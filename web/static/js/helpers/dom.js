@@ -1,0 +1,19 @@
+// Markup comes from the page's <template> elements; data goes in as text.
+
+export function clone(templateId) {
+  return document.getElementById(templateId).content.firstElementChild.cloneNode(true);
+}
+
+export function part(node, name) {
+  return node.querySelector(`[data-part="${name}"]`);
+}
+
+// A UUID also where the page is served without TLS and crypto.randomUUID is missing.
+export function uuid() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}

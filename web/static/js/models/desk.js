@@ -1,0 +1,127 @@
+// The desk's API as seen from the page: visitor token, conversations, one answer as a stream of events, signals.
+
+import { events } from "../helpers/sse.js";
+
+const TOKEN = "kefu.visitor";
+// The server writes a keep-alive at least every 10 s; three missed ones are a dead line.
+const SILENCE_MS = 30_000;
+
+// `problem` names what happened, in the page's words: see the keys "problem_*" of web/i18n.
+export class DeskError extends Error {
+  constructor(problem, { status = 0, code = null, retryAfter = null } = {}) {
+    super(`${problem} ${status} ${code ?? ""}`.trim());
+    Object.assign(this, { problem, status, code, retryAfter });
+  }
+
+  static async of(response) {
+    const body = await response.json().catch(() => null);
+    const code = body?.error?.code ?? null;
+    const retryAfter = Number(response.headers.get("retry-after")) || null;
+    return new DeskError(problemOf(response.status, code), { status: response.status, code, retryAfter });
+  }
+}
+
+const PROBLEM_BY_CODE = { context_length_exceeded: "full", engine_died: "cut", engine_down: "down", shutting_down: "down" };
+const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "busy", 503: "busy" };
+
+function problemOf(status, code) {
+  return PROBLEM_BY_CODE[code] ?? PROBLEM_BY_STATUS[status] ?? (code === "queue_full" ? "busy" : "server");
+}
+
+export class Desk {
+  #storage;
+  #admission = null;
+
+  constructor(storage) {
+    this.#storage = storage;
+  }
+
+  get isKnown() {
+    return this.#storage.get(TOKEN) !== null;
+  }
+
+  async shop(language) {
+    return (await this.#fetch("GET", `/desk/shop?language=${language}`)).json();
+  }
+
+  // The conversation of this visitor to go on with, or null.
+  async current() {
+    if (!this.isKnown) return null;
+    try {
+      return await (await this.#request("GET", "/desk/conversations/current")).json();
+    } catch (error) {
+      if (error instanceof DeskError && error.problem === "gone") return null;
+      throw error;
+    }
+  }
+
+  async open(language) {
+    return (await this.#request("POST", "/desk/conversations", { language })).json();
+  }
+
+  async stop(conversationId) {
+    await this.#request("POST", `/desk/conversations/${conversationId}/stop`, {});
+  }
+
+  // Resolves once the signal is on disk; the same idempotency key again is the same signal.
+  async signal(signal) {
+    await this.#request("POST", "/desk/signals", signal);
+  }
+
+  // Yields {name, ...data} up to and including "done"; every other end is a DeskError.
+  async *ask(conversationId, message) {
+    const line = new AbortController();
+    let timer = setTimeout(() => line.abort(), SILENCE_MS);
+    const heard = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => line.abort(), SILENCE_MS);
+    };
+    try {
+      const response = await this.#request("POST", `/desk/conversations/${conversationId}/messages`, message, line.signal);
+      for await (const { name, data } of events(response, heard)) {
+        const event = { name, ...JSON.parse(data) };
+        if (name === "error") throw new DeskError(problemOf(0, event.error?.code), { code: event.error?.code });
+        yield event;
+        if (name === "done") return;
+      }
+      throw new DeskError("cut");
+    } catch (error) {
+      throw error instanceof DeskError ? error : new DeskError("cut");
+    } finally {
+      clearTimeout(timer);
+      line.abort();
+    }
+  }
+
+  async #request(method, path, body, signal) {
+    if (!this.isKnown) await this.#admit();
+    const token = this.#storage.get(TOKEN);
+    try {
+      return await this.#fetch(method, path, body, { token, signal });
+    } catch (error) {
+      if (error.status !== 401) throw error;
+      if (this.#storage.get(TOKEN) === token) await this.#admit(token);
+      return this.#fetch(method, path, body, { token: this.#storage.get(TOKEN), signal });
+    }
+  }
+
+  // A new visitor, or the same one with a fresh token; calls that meet share one admission.
+  #admit(token) {
+    this.#admission ??= this.#fetch("POST", "/desk/visitors", {}, { token })
+      .then((response) => response.json())
+      .then((visitor) => this.#storage.set(TOKEN, visitor.token))
+      .finally(() => (this.#admission = null));
+    return this.#admission;
+  }
+
+  async #fetch(method, path, body, { token, signal } = {}) {
+    const headers = { Accept: "application/json, text/event-stream" };
+    if (body) headers["Content-Type"] = "application/json";
+    if (token) headers.Authorization = `Bearer ${token}`;
+    const options = { method, headers, signal, body: body && JSON.stringify(body), credentials: "omit", cache: "no-store" };
+    const response = await fetch(path, options).catch(() => null);
+    if (!response) throw new DeskError(navigator.onLine ? "unreachable" : "offline");
+    if (!response.ok) throw await DeskError.of(response);
+    return response;
+  }
+}
