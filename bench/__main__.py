@@ -20,13 +20,13 @@ from bench.client import BenchError
 from bench.model import SHAPES, make_model
 from bench.peer import build, run_batched_bench, run_llama_bench
 from bench.prompts import Prompts
-from bench.report import ratios_table, rows_table
+from bench.report import COST, SPEED, ratios_table, rows_table
 from bench.rows import Row, medians, write_json_lines
 from bench.servers import Settings, Target, attach, serve_kefu, serve_llama
 from bench.workloads import Load
 
 WORKLOADS = ("decode", "prefill", "burst", "turns", "places")
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class Plan:
 async def measure(plan: Plan, target: Target) -> list[Row]:
     """The median rows of every workload against one server. Nobody is measured on the first, cold request."""
     rows: list[Row] = []
-    limits = httpx.Limits(max_connections=None)
+    # A fresh connection for every request: llama-server closes an idle one just when it is used again.
+    limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=target.base_url, timeout=httpx.Timeout(3600, connect=10), limits=limits) as http:
         await Load(target, http, Prompts(f"{plan.seed} warm up")).steady([workloads.user("Good morning.")], 8)
         for name, run in plan.steps():
@@ -98,7 +99,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--repeat", type=int, default=3, help="runs of each workload; medians are shown (default %(default)s)")
     add("--pause", type=float, default=3.0, help="seconds a customer reads between turns (default %(default)s)")
     add("--seed", help="other text; a server that runs already gets new text on each call")
-    add("--body", type=json.loads, default={}, metavar="JSON", help='fields for each request to kefu, such as \'{"reasoning_effort":"low"}\'')
+    add("--body", type=json.loads, default={}, metavar="JSON", help="fields for each request to kefu: reasoning_effort and the like")
     add("--json", type=Path, metavar="FILE", help="write the rows as JSON lines")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(listed(options.workloads)) - set(WORKLOADS)):
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace) -> None:
             rows = asyncio.run(measure(plan, target))
     if options.peer:
         rows += measure_peer(plan, rows, programs)
-    console.print(rows_table(rows))
+    console.print(rows_table(rows, SPEED), rows_table(rows, COST))
     if options.peer:
         console.print(ratios_table(rows, "kefu"))
     if options.json:

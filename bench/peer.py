@@ -52,8 +52,8 @@ def build(show: Callable[[str], None], cache: Path = CACHE, jobs: int | None = N
     off = [f"-D{name}=OFF" for name in SWITCHED_OFF]
     flags = [f"-DCMAKE_C_FLAGS={NO_AMX}", f"-DCMAKE_CXX_FLAGS={NO_AMX}"] if platform.machine() in ("x86_64", "AMD64") else []
     ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-    _watch(["cmake", *ninja, "-S", str(source), "-B", str(home / "build"), "-DCMAKE_BUILD_TYPE=Release", *off, *flags], show)
-    _watch(["cmake", "--build", str(home / "build"), "-j", str(jobs or os.cpu_count() or 1), "--target", *TARGETS], show)
+    watch(["cmake", *ninja, "-S", str(source), "-B", str(home / "build"), "-DCMAKE_BUILD_TYPE=Release", *off, *flags], show)
+    watch(["cmake", "--build", str(home / "build"), "-j", str(jobs or os.cpu_count() or 1), "--target", *TARGETS], show)
     return programs
 
 
@@ -64,7 +64,7 @@ def _fetch(cache: Path, show: Callable[[str], None]) -> Path:
         show(f"downloading the sources of llama-cpp-python {version}")
         name = "llama-cpp-python"
         pip = [sys.executable, "-m", "pip"] if _has_pip() else ["uvx", "pip"]
-        _watch([*pip, "download", "--no-deps", "--no-binary", name, "--dest", str(cache), f"{name}=={version}"], show)
+        watch([*pip, "download", "--no-deps", "--no-binary", name, "--dest", str(cache), f"{name}=={version}"], show)
     return archive
 
 
@@ -82,7 +82,7 @@ def _unpack(archive: Path, source: Path, show: Callable[[str], None]) -> None:
     shutil.rmtree(partial)
 
 
-def _watch(command: Sequence[str], show: Callable[[str], None]) -> None:
+def watch(command: Sequence[str], show: Callable[[str], None]) -> None:
     """Run `command`, showing its progress marks. Raises BenchError with the last lines when it fails."""
     lines: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -7,7 +7,8 @@ from rich.table import Table
 
 from bench.rows import Row
 
-_COLUMNS: dict[str, tuple[str, float, str]] = {
+Columns = dict[str, tuple[str, float, str]]
+SPEED: Columns = {
     "TTFT s": ("ttft_s", 1, ".2f"),
     "worst": ("worst_ttft_s", 1, ".2f"),
     "answer s": ("first_answer_s", 1, ".2f"),
@@ -16,24 +17,25 @@ _COLUMNS: dict[str, tuple[str, float, str]] = {
     "decode": ("decode_tokens_per_s", 1, ".1f"),
     "a stream": ("stream_tokens_per_s", 1, ".1f"),
     "prefill": ("prefill_tokens_per_s", 1, ".1f"),
+}
+COST: Columns = {
     "prompt": ("prompt_tokens", 1, ".0f"),
     "cached": ("cached_tokens", 1, ".0f"),
     "computed": ("computed_tokens", 1, ".0f"),
     "ideal": ("ideal_tokens", 1, ".0f"),
     "answered": ("completion_tokens", 1, ".0f"),
     "early": ("ended_early", 1, ".0f"),
-    "MB": ("peak_memory_bytes", 1e-6, ".0f"),
+    "peak MB": ("peak_memory_bytes", 1e-6, ".0f"),
     "client s": ("client_cpu_s", 1, ".2f"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One number of one row. An empty server means: the server under test."""
+    """One number: a field of the row of a workload and its streams. An empty server means the server under test."""
 
+    place: tuple[str, int]
     field: str
-    workload: str
-    streams: int = 1
     server: str = ""
 
 
@@ -57,55 +59,52 @@ class Bar:
         return "" if self.most is None else f"<= {self.most:.3f}"
 
 
-def _peer(field: str, workload: str, streams: int = 1) -> Measure:
-    return Measure(field, workload, streams, "llama-server")
+PEER = "llama-server"
+COLD, WARM = ("burst-cold", 8), ("burst-warm", 8)
+DECODE, DECODE_8 = ("decode", 1), ("decode", 8)
+PREFILL, PLACES = ("prefill", 1), ("places", 8)
+TURNS = tuple((f"turn-{number}", 1) for number in range(2, 6))
+RATE, DECODE_RATE, PREFILL_RATE, WORST = "tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s", "worst_ttft_s"
+COMPUTED, IDEAL = "computed_tokens", "ideal_tokens"
+
+
+def _both(title: str, place: tuple[str, int], field: str, least: float | None = None, most: float | None = None) -> Bar:
+    return Bar(title, Measure(place, field), Measure(place, field, PEER), least, most)
 
 
 BARS = (
-    Bar("cold burst of 8: throughput", Measure("tokens_per_s", "burst-cold", 8), _peer("tokens_per_s", "burst-cold", 8), least=3),
-    Bar("cold burst of 8: worst TTFT", Measure("worst_ttft_s", "burst-cold", 8), _peer("worst_ttft_s", "burst-cold", 8), most=1 / 6),
-    Bar("warm burst, their cold one: worst TTFT", Measure("worst_ttft_s", "burst-warm", 8), _peer("worst_ttft_s", "burst-cold", 8), most=1 / 20),
-    Bar("warm burst, both warm: throughput", Measure("tokens_per_s", "burst-warm", 8), _peer("tokens_per_s", "burst-warm", 8)),
-    Bar("warm burst, both warm: worst TTFT", Measure("worst_ttft_s", "burst-warm", 8), _peer("worst_ttft_s", "burst-warm", 8)),
-    Bar("places: computed / ideal", Measure("computed_tokens", "places", 8), Measure("ideal_tokens", "places", 8), most=1),
-    Bar("places: computed", Measure("computed_tokens", "places", 8), _peer("computed_tokens", "places", 8)),
+    _both("cold burst of 8: throughput", COLD, RATE, least=3),
+    _both("cold burst of 8: worst TTFT", COLD, WORST, most=1 / 6),
+    Bar("warm burst to their cold one: worst TTFT", Measure(WARM, WORST), Measure(COLD, WORST, PEER), most=1 / 20),
+    _both("warm burst of 8: throughput", WARM, RATE),
+    _both("warm burst of 8: worst TTFT", WARM, WORST),
+    Bar("places: computed to ideal tokens", Measure(PLACES, COMPUTED), Measure(PLACES, IDEAL), most=1),
+    _both("places: computed tokens", PLACES, COMPUTED),
+    Bar("decode, 1 stream to llama-bench", Measure(DECODE, DECODE_RATE), Measure(DECODE, DECODE_RATE, "llama-bench"), least=0.97),
+    Bar("prefill to llama-bench", Measure(PREFILL, PREFILL_RATE), Measure(PREFILL, PREFILL_RATE, "llama-bench"), least=0.95),
     Bar(
-        "decode, 1 stream / llama-bench",
-        Measure("decode_tokens_per_s", "decode", 1),
-        Measure("decode_tokens_per_s", "decode", 1, "llama-bench"),
-        least=0.97,
+        "decode, 8 streams to llama-batched-bench",
+        Measure(DECODE_8, DECODE_RATE),
+        Measure(DECODE_8, DECODE_RATE, "llama-batched-bench"),
+        least=1,
     ),
-    Bar("prefill / llama-bench", Measure("prefill_tokens_per_s", "prefill"), Measure("prefill_tokens_per_s", "prefill", 1, "llama-bench"), least=0.95),
-    Bar(
-        "decode, 8 streams / llama-batched-bench",
-        Measure("decode_tokens_per_s", "decode", 8),
-        Measure("decode_tokens_per_s", "decode", 8, "llama-batched-bench"),
-        least=1.0,
-    ),
-    Bar("prefill / llama-server", Measure("prefill_tokens_per_s", "prefill"), _peer("prefill_tokens_per_s", "prefill")),
-    *(
-        Bar(f"decode, {streams} streams / llama-server", Measure("tokens_per_s", "decode", streams), _peer("tokens_per_s", "decode", streams), least)
-        for streams, least in ((1, None), (4, None), (8, None), (16, 0.7))
-    ),
-    *(
-        Bar(f"turn {number}: computed / ideal", Measure("computed_tokens", f"turn-{number}"), Measure("ideal_tokens", f"turn-{number}"), most=1)
-        for number in range(2, 6)
-    ),
-    *(
-        Bar(f"turn {number}: computed", Measure("computed_tokens", f"turn-{number}"), _peer("computed_tokens", f"turn-{number}"))
-        for number in range(2, 6)
-    ),
+    _both("prefill", PREFILL, PREFILL_RATE),
+    *(_both(f"decode, {streams} streams", ("decode", streams), RATE) for streams in (1, 4, 8)),
+    _both("decode, 16 streams", ("decode", 16), RATE, least=0.7),
+    *(Bar(f"{turn[0]}: computed to ideal tokens", Measure(turn, COMPUTED), Measure(turn, IDEAL), most=1) for turn in TURNS),
+    *(_both(f"{turn[0]}: computed tokens", turn, COMPUTED) for turn in TURNS),
 )
 
 
-def rows_table(rows: Sequence[Row]) -> Table:
-    """Every row; columns in which nothing is known are left out."""
+def rows_table(rows: Sequence[Row], columns: Columns) -> Table:
+    """The rows that have a number in one of `columns`."""
     table = Table("server", "workload", "streams")
-    shown = {title: column for title, column in _COLUMNS.items() if any(getattr(row, column[0]) is not None for row in rows)}
-    for title in shown:
+    for title in columns:
         table.add_column(title, justify="right")
     for row in rows:
-        table.add_row(row.server, row.workload, str(row.streams), *(_cell(row, *column) for column in shown.values()))
+        cells = [_cell(row, *column) for column in columns.values()]
+        if any(cells):
+            table.add_row(row.server, row.workload, str(row.streams), *cells)
     return table
 
 
@@ -125,7 +124,7 @@ def ratios_table(rows: Sequence[Row], ours: str) -> Table:
 
 def value_of(rows: Sequence[Row], measure: Measure, ours: str) -> float | None:
     """The number that `measure` names, or None when it was not measured."""
-    key = (measure.server or ours, measure.workload, measure.streams)
+    key = (measure.server or ours, *measure.place)
     return next((getattr(row, measure.field) for row in rows if row.key == key), None)
 
 

@@ -23,8 +23,8 @@ class Row:
     workload: str
     streams: int = 1
     repeats: int = 1
-    requests: int = 1
-    ended_early: int = 0
+    requests: int | None = None
+    ended_early: int | None = None
     wall_s: float | None = None
     ttft_s: float | None = None
     worst_ttft_s: float | None = None

@@ -73,7 +73,7 @@ def serve_kefu(settings: Settings, extra: Body) -> Iterator[Target]:
     with tempfile.TemporaryDirectory() as data_dir:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KEFU_")}
         environment |= kefu_environment(settings, Path(data_dir))
-        with _running("kefu", kefu_command(settings, port), f"http://127.0.0.1:{port}/health/ready", environment) as pid:
+        with running("kefu", kefu_command(settings, port), f"http://127.0.0.1:{port}/health/ready", environment) as pid:
             yield attach("kefu", f"http://127.0.0.1:{port}", pid, extra, settings.model)
 
 
@@ -82,7 +82,7 @@ def serve_llama(programs: Path, settings: Settings, extra: Body) -> Iterator[Tar
     """llama.cpp's server on a free port."""
     port = free_port()
     command = llama_server_command(programs, settings, port)
-    with _running("llama-server", command, f"http://127.0.0.1:{port}/health", os.environ) as pid:
+    with running("llama-server", command, f"http://127.0.0.1:{port}/health", os.environ) as pid:
         yield attach("llama-server", f"http://127.0.0.1:{port}", pid, extra, settings.model)
 
 
@@ -114,7 +114,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(name: str, command: Sequence[str], ready_url: str, environment: Mapping[str, str]) -> Iterator[int]:
+def running(name: str, command: Sequence[str], ready_url: str, environment: Mapping[str, str]) -> Iterator[int]:
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:

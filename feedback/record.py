@@ -5,7 +5,6 @@ import secrets
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select
@@ -15,6 +14,7 @@ from feedback.tables import citation, completion, conversation, message, signal,
 
 Role = Literal["user", "assistant"]
 Status = Literal["complete", "stopped", "interrupted"]
+MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "created_at_ms")
 
 
 class NotFound(Exception):
@@ -58,6 +58,8 @@ class Message:
     id: str
     role: Role
     text: str
+    client_message_id: str | None = None
+    reply_to_id: str | None = None
     status: Status = "complete"
     completion_id: str | None = None
     finish_reason: str | None = None
@@ -98,14 +100,6 @@ class Completion:
     total_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A customer's message on disk, and its answer if that is there already."""
-
-    message: Message
-    answer: Message | None
-
-
 class Record:
     """What was said. Methods that write return after COMMIT; all raise RecordUnavailable when the database fails."""
 
@@ -113,9 +107,11 @@ class Record:
         self._database = database
 
     async def add_conversation(self, opened: Conversation) -> None:
-        """Put a conversation on disk, with its visitor when this is their first."""
+        """Put a conversation on disk, once, with its visitor when this is their first."""
 
         def work(connection: Connection) -> None:
+            if connection.execute(select(conversation.c.id).where(conversation.c.id == opened.id)).first():
+                return
             if connection.execute(select(visitor.c.id).where(visitor.c.id == opened.visitor_id)).first() is None:
                 connection.execute(insert(visitor).values(id=opened.visitor_id, created_at_ms=opened.created_at_ms))
             connection.execute(insert(conversation).values(**asdict(opened)))
@@ -135,37 +131,22 @@ class Record:
         """Everything said in a conversation, oldest first."""
         return await self._database.read(lambda connection: _messages(connection, message.c.conversation_id == conversation_id))
 
-    async def question(self, conversation_id: str, client_message_id: str) -> Question | None:
-        """What the client sent under this id before, if anything."""
-
-        def work(connection: Connection) -> Question | None:
-            sent = and_(message.c.conversation_id == conversation_id, message.c.client_message_id == client_message_id)
-            if not (asked := _messages(connection, sent)):
-                return None
-            answers = _messages(connection, message.c.reply_to_id == asked[0].id)
-            return Question(asked[0], answers[0] if answers else None)
-
-        return await self._database.read(work)
-
-    async def add_question(self, conversation_id: str, asked: Message, client_message_id: str) -> None:
-        await self._database.write(partial(_add_message, conversation_id, asked, client_message_id=client_message_id))
-
-    async def add_answer(self, conversation_id: str, question_id: str, answer: Message, made: Completion) -> None:
-        """Put an answer on disk together with how it was made and what it cites."""
+    async def add_message(self, conversation_id: str, said: Message, made: Completion | None = None) -> None:
+        """Put a message on disk, once: an answer together with how it was made and what it cites."""
 
         def work(connection: Connection) -> None:
-            _add_message(conversation_id, answer, connection, reply_to_id=question_id)
-            connection.execute(insert(completion).values(message_id=answer.id, created_at_ms=answer.created_at_ms, **asdict(made)))
-            if answer.citations:
-                connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in answer.citations])
+            if connection.execute(select(message.c.id).where(message.c.id == said.id)).first():
+                return
+            last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
+            row = {column: getattr(said, column) for column in MESSAGE_COLUMNS}
+            place = {"conversation_id": conversation_id, "seq": connection.execute(last).scalar_one() + 1}
+            connection.execute(insert(message).values(**place, **row))
+            if made:
+                connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(made)))
+            if made and said.citations:
+                connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in said.citations])
 
         await self._database.write(work)
-
-
-def _add_message(conversation_id: str, added: Message, connection: Connection, **columns: str) -> None:
-    last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
-    row = {"id": added.id, "role": added.role, "text": added.text, "created_at_ms": added.created_at_ms, **columns}
-    connection.execute(insert(message).values(conversation_id=conversation_id, seq=connection.execute(last).scalar_one() + 1, **row))
 
 
 def _conversation(connection: Connection, which: ColumnElement[bool]) -> Conversation:
@@ -190,7 +171,7 @@ def _messages(connection: Connection, which: ColumnElement[bool]) -> list[Messag
 
 
 def _message(row: RowMapping, cited: tuple[Citation, ...], thumb: int | None) -> Message:
-    said = Message(row["id"], row["role"], row["text"], created_at_ms=row["created_at_ms"])
+    said = Message(**{column: row[column] for column in MESSAGE_COLUMNS})
     if row["completion_id"] is None:
         return said
     shown_id = row["completion_id"] if row["shown"] else None

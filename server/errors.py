@@ -130,7 +130,7 @@ def error_headers(error: Exception) -> dict[str, str]:
 
 def status_object(status: int) -> dict[str, object]:
     """The error of a status that the framework decided: 404 for an unknown path, 405 for a wrong method."""
-    phrase = HTTPStatus(status).phrase if status in HTTPStatus else "Error"
+    phrase = HTTPStatus(status).phrase
     kind = _SERVER if status >= 500 else _REQUEST
     return _object(f"{phrase.lower()}: see the documentation for paths and methods", kind, None, phrase.lower().replace(" ", "_"))
 

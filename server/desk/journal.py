@@ -13,17 +13,20 @@ Work = Callable[[], Awaitable[object]]
 MAX_CONVERSATIONS = 200
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    work: Work
+    said: Message | None
+
+
 @dataclass(slots=True)
 class _Backlog:
     conversation: Conversation
-    works: list[Work] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
+    entries: list[_Entry] = field(default_factory=list)
 
 
 class Journal:
-    """Every write of a conversation goes through here. What waits is lost when the process ends; the customer is not told otherwise:
-    an answer that is not on disk cannot be voted on.
-    """
+    """Every write of a conversation goes through here. What waits is lost if the process ends before there is space again."""
 
     def __init__(self) -> None:
         self._backlogs: dict[str, _Backlog] = {}
@@ -31,12 +34,11 @@ class Journal:
     async def write(self, conversation: Conversation, work: Work, said: Message | None = None) -> bool:
         """Do what waits for this conversation, then `work`. False when the record is unavailable and it all goes on waiting."""
         backlog = self._backlogs.setdefault(conversation.id, _Backlog(conversation))
-        backlog.works.append(work)
-        backlog.messages.extend([said] if said else [])
+        backlog.entries.append(_Entry(work, said))
         try:
-            while backlog.works:
-                await backlog.works[0]()
-                del backlog.works[0]
+            while backlog.entries:
+                await backlog.entries[0].work()
+                del backlog.entries[0]
         except RecordUnavailable as error:
             logger.error("conversation kept in memory: %s", error)
             self._forget_oldest()
@@ -55,7 +57,7 @@ class Journal:
     def messages(self, conversation_id: str) -> list[Message]:
         """What was said and is not on disk yet."""
         backlog = self._backlogs.get(conversation_id)
-        return list(backlog.messages) if backlog else []
+        return [entry.said for entry in backlog.entries if entry.said] if backlog else []
 
     def _forget_oldest(self) -> None:
         while len(self._backlogs) > MAX_CONVERSATIONS:

@@ -113,51 +113,57 @@ class Chat {
     });
   }
 
-  #send(text) {
+  async #send(text) {
     if (this.#isAnswering) return;
     this.#draw({ role: "user", text });
     if (text === this.#composer.text.trim()) this.#composer.clear();
     this.#scroller.toLatest();
-    this.#turn({ text, client_message_id: uuid() }, this.#place(new Answer(this.#panel)));
+    const kept = await this.#turn({ text, client_message_id: uuid() }, this.#place(new Answer(this.#panel)));
+    if (kept?.status === "interrupted") this.#offerAgain(text);
   }
 
+  // The same client_message_id again: an answer that the server has already is shown, not made twice. If all it has is
+  // the beginning of one, the question is asked anew.
+  async #retry(message, answer) {
+    this.#composer.focus();
+    answer.restart();
+    const kept = await this.#turn(message, answer);
+    if (kept?.status === "interrupted") this.#send(message.text);
+  }
+
+  // -> the answer as the server keeps it, or undefined when it failed
   async #turn(message, answer) {
     this.#setAnswering(true);
     this.#announce("");
     try {
       this.#conversationId ??= (await this.#desk.open(language)).conversation_id;
-      for await (const event of this.#desk.ask(this.#conversationId, message)) this.#take(event, message, answer);
+      let kept;
+      for await (const event of this.#desk.ask(this.#conversationId, message)) kept = this.#take(event, answer);
+      return kept;
     } catch (error) {
-      this.#fail(error, message, answer);
+      return this.#fail(error, message, answer);
     } finally {
       this.#setAnswering(false);
     }
   }
 
-  #take(event, message, answer) {
+  #take(event, answer) {
     if (event.name === "accepted") this.#composer.forget();
     if (event.name === "state") answer.wait(event);
     if (event.name === "delta") answer.grow(event.text);
-    if (event.name !== "done") return;
-    this.#announce(answer.finish(event.message, this.#desk));
-    if (event.message.status === "interrupted") this.#offerAgain(message.text);
+    if (event.name === "done") this.#announce(answer.finish(event.message, this.#desk));
+    return event.message;
   }
 
-  // A retry keeps its client_message_id: whatever the server has of it already is not done twice.
   #fail(error, message, answer) {
     if (!(error instanceof DeskError)) throw error;
     const isOver = ["gone", "full"].includes(error.problem);
     const problem = say(`problem_${error.problem}`);
     this.#announce(problem);
     answer.fail(problem, say(isOver ? "start_over" : "try_again"), async () => {
-      if (isOver) {
-        await this.#startOver();
-        this.#composer.fill(message.text);
-        return;
-      }
-      answer.restart();
-      this.#composer.focus();
-      this.#turn(message, answer);
+      if (!isOver) return this.#retry(message, answer);
+      await this.#startOver();
+      return this.#composer.fill(message.text);
     });
   }
 

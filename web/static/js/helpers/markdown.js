@@ -85,13 +85,23 @@ function inlineNode(groups, cite, depth) {
   return groups.newline ? document.createElement("br") : link(groups);
 }
 
+// A citation stays on the line of the word it stands behind.
+function tied(before, citation) {
+  const [last] = /\S? ?$/u.exec(before);
+  const span = wrap("span", last.replace(" ", "\u202f"), citation);
+  span.className = "tied";
+  return [before.slice(0, before.length - last.length), span];
+}
+
 // `cite(number)` returns the node for a citation, or null to leave "[n]" as text.
 export function inline(text, cite, depth = 0) {
   if (depth > MAX_DEPTH) return [text];
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(INLINE)) {
-    nodes.push(text.slice(end, match.index), inlineNode(match.groups, cite, depth) ?? match[0]);
+    const node = inlineNode(match.groups, cite, depth) ?? match[0];
+    const before = text.slice(end, match.index);
+    nodes.push(...(match.groups.cited ? tied(before, node) : [before, node]));
     end = match.index + match[0].length;
   }
   return [...nodes, text.slice(end)].filter((node) => node !== "");

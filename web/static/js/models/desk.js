@@ -21,12 +21,16 @@ export class DeskError extends Error {
   }
 }
 
-const PROBLEM_BY_CODE = { context_length_exceeded: "full", engine_died: "cut", engine_down: "down", shutting_down: "down" };
-const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "busy", 503: "busy" };
-
-function problemOf(status, code) {
-  return PROBLEM_BY_CODE[code] ?? PROBLEM_BY_STATUS[status] ?? (code === "queue_full" ? "busy" : "server");
-}
+const PROBLEM_BY_CODE = {
+  answer_in_progress: "in_progress",
+  context_length_exceeded: "full",
+  engine_died: "cut",
+  engine_down: "down",
+  queue_full: "busy",
+  shutting_down: "down",
+};
+const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "busy", 503: "down" };
+const problemOf = (status, code) => PROBLEM_BY_CODE[code] ?? PROBLEM_BY_STATUS[status] ?? "server";
 
 export class Desk {
   #storage;

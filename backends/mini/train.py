@@ -1,0 +1,205 @@
+"""Train kefu-mini from nothing: `python -m backends.mini.train`. Stops at the time budget; runs again from its checkpoint."""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backends.mini.dialogues import Example, families
+from backends.mini.model import ModelConfig, Muon, Qwen2
+from backends.mini.tokenizer import ChatFormat, train_tokenizer
+
+MUON_LR, ADAM_LR = 0.02, 3e-3
+WARMUP_STEPS, DECAY_FROM, DRILL_UNTIL = 60, 0.65, 0.08
+CHECKPOINT_EVERY_S = 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shop's prompt with several dialogues behind it. Branch 0 is the shared prompt; a dialogue sees it and itself."""
+
+    ids: list[int]
+    positions: list[int]
+    branches: list[int]
+    is_target: list[bool]
+
+
+def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens: int = 1500) -> Row:
+    """Lay dialogues of one shop side by side, so that its passages are computed once."""
+    ids = chat.message("system", family[0].system)
+    row = Row(ids, list(range(len(ids))), [0] * len(ids), [False] * len(ids))
+    start = len(ids)
+    for branch, example in enumerate(family, 1):
+        prompt, target = chat.prompt(example), chat.target(example, rng.choice(example.answers))
+        length = len(prompt) + len(target)
+        if len(row.ids) + length > max_tokens and branch > 1:
+            break
+        row.ids.extend(prompt + target)
+        row.positions.extend(range(start, start + length))
+        row.branches.extend([branch] * length)
+        row.is_target.extend([False] * len(prompt) + [True] * len(target))
+    return row
+
+
+def drill(rng: random.Random, vocab_size: int) -> Row:
+    """Random tokens said again after others: the plainest lesson in copying."""
+    pieces = [[rng.randrange(vocab_size) for _ in range(rng.randint(6, 20))] for _ in range(8)]
+    again = rng.choices(pieces, k=12)
+    ids = [token for piece in pieces + again for token in piece]
+    seen = sum(map(len, pieces))
+    starts = {seen + sum(map(len, again[:i])) + j for i in range(len(again)) for j in (0, 1)}
+    return Row(ids, list(range(len(ids))), [0] * len(ids), [i >= seen and i not in starts for i in range(len(ids))])
+
+
+def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
+    """Yield batches of rows of like length; `progress[0]` (0 to 1) widens the shops from four passages to ten."""
+    rng = random.Random(seed)
+    streams = {width: families(seed * 100 + width, "train", width) for width in (4, 6, 8, 10)}
+    while True:
+        widths = [4, 6] if progress[0] < 0.12 else [4, 6, 8, 10] if progress[0] < 0.3 else [6, 8, 10, 10]
+        rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(96)]
+        if progress[0] < DRILL_UNTIL:
+            rows[:40] = [drill(rng, chat.tokenizer.get_vocab_size()) for _ in range(40)]
+        rows.sort(key=lambda row: len(row.ids))
+        made: list[list[Row]] = [[]]
+        for row in rows:
+            if made[-1] and (len(made[-1]) + 1) * len(row.ids) > num_tokens:
+                made.append([])
+            made[-1].append(row)
+        rng.shuffle(made)
+        yield from made
+
+
+def tensors(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pad rows into ids, positions, attention mask, and next-token labels (-100 where nothing is learnt)."""
+    length = max(len(row.ids) for row in rows)
+
+    def padded(lists: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([line + [fill] * (length - len(line)) for line in lists])
+
+    ids, positions = padded([row.ids for row in rows], 0), padded([row.positions for row in rows], 0)
+    branches = padded([row.branches for row in rows], -1)
+    visible = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    mask = (visible & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
+    targets = padded([[t if known else -100 for t, known in zip(row.ids, row.is_target, strict=True)] for row in rows], -100)
+    # The last prompt token of a branch predicts its first target; branches lie in sequence, so a plain shift is right.
+    labels = torch.cat((targets[:, 1:], torch.full((len(rows), 1), -100)), dim=1)
+    return ids, positions, mask, labels
+
+
+def loss_of(model: Qwen2, rows: list[Row]) -> tuple[Tensor, int]:
+    """Return the mean loss over the learnt tokens and their number."""
+    ids, positions, mask, labels = tensors(rows)
+    hidden = model(ids, positions, mask)
+    chosen = labels != -100
+    return F.cross_entropy(model.logits(hidden[chosen]), labels[chosen]), int(chosen.sum())
+
+
+def learning_rate(progress: float, step: int) -> float:
+    """Warm up, hold, then fall linearly to zero; returns a factor."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, (1 - progress) / (1 - DECAY_FROM)))
+
+
+class Trainer:
+    """Model, optimizers and where the run stands. `seconds` counts training time across restarts."""
+
+    def __init__(self, folder: Path, config: ModelConfig, seed: int, budget_s: float) -> None:
+        self.folder, self.seed, self.budget_s = folder, seed, budget_s
+        torch.manual_seed(seed)
+        self.model = Qwen2(config)
+        weights = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(weights, MUON_LR),
+            torch.optim.AdamW(others, ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0}
+        self.path = folder / "checkpoint.pt"
+        if self.path.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        saved = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.state = saved["state"]
+
+    def save(self) -> None:
+        """Write the checkpoint whole or not at all."""
+        partial = self.path.with_suffix(".partial")
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        torch.save({"model": self.model.state_dict(), "optimizers": optimizers, "state": self.state, "config": asdict(self.model.config)}, partial)
+        partial.replace(self.path)
+
+    def step(self, rows: list[Row]) -> None:
+        """Learn from one batch."""
+        factor = learning_rate(self.state["seconds"] / self.budget_s, self.state["step"])
+        for optimizer, lr in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+        loss, num_targets = loss_of(self.model, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state["step"] += 1
+        self.state["tokens"] += sum(len(row.ids) for row in rows)
+        self.state["targets"] += num_targets
+        self.state["loss"] = 0.97 * self.state["loss"] + 0.03 * loss.item() if self.state["loss"] else loss.item()
+
+    def run(self, chat: ChatFormat, num_tokens: int) -> None:
+        """Train until the budget is spent."""
+        progress = [self.state["seconds"] / self.budget_s]
+        # A restart draws fresh dialogues: the stream is seeded by where the run stands.
+        stream = batches(chat, self.seed + self.state["step"], num_tokens, progress)
+        saved_at = self.state["seconds"]
+        while self.state["seconds"] < self.budget_s:
+            began = time.monotonic()
+            self.step(next(stream))
+            # A stopped process does not spend its budget: one step counts for ten seconds at most.
+            self.state["seconds"] += min(10.0, time.monotonic() - began)
+            progress[0] = self.state["seconds"] / self.budget_s
+            if self.state["step"] % 10 == 0:
+                self._report()
+            if self.state["seconds"] - saved_at > CHECKPOINT_EVERY_S:
+                self.save()
+                saved_at = self.state["seconds"]
+        self.save()
+
+    def _report(self) -> None:
+        state = self.state
+        line = {**state, "tokens_per_s": round(state["tokens"] / state["seconds"]), "left_s": round(self.budget_s - state["seconds"])}
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+
+
+def main() -> None:
+    """Parse arguments, make the tokenizer if there is none, train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--minutes", type=float, default=54)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path = args.folder / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer(args.seed).save(str(path))
+    chat = ChatFormat(path)
+    config = ModelConfig(vocab_size=chat.tokenizer.get_vocab_size(), num_hidden_layers=args.layers)
+    Trainer(args.folder, config, args.seed, args.minutes * 60).run(chat, args.batch_tokens)
+
+
+if __name__ == "__main__":
+    main()

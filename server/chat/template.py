@@ -1,0 +1,130 @@
+"""Messages to prompt tokens, through the model's own chat template."""
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from backends.protocol import ModelLoadError, Tokenizer
+from server.chat.reasoning import CLOSE, OPEN
+from server.chat.sandbox import Renderer, TemplateRefused
+from server.errors import InvalidRequest
+from server.settings import Effort
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+MAX_CACHED_PREFIXES = 64
+# Two texts that share no first character: where their renderings part is where the visitor's text would begin.
+_PROBES = ("Apple", "zebra")
+_PRIVATE_USE = range(0xE000, 0xF8FF)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn, as text."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads. The first `public_len` tokens come from the template and the system messages alone."""
+
+    token_ids: list[int]
+    public_len: int
+    thinking_open: bool
+
+
+class ChatTemplate:
+    """A model's template, ready to render. Raises ModelLoadError when the model has none that can be used.
+
+    `opens_thought` tells whether the template starts the answer inside a thought; `thinks` whether the model thinks at all.
+    Special tokens spelled out in a message are encoded as plain text, so nobody can write a turn or close a thought.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        source = tokenizer.chat_template or ""
+        self.sha256 = hashlib.sha256(source.encode()).hexdigest()
+        self._source = source
+        spelled = sorted((re.escape(text) for text in {*tokenizer.special_texts(), OPEN, CLOSE} if len(text) > 1), key=len, reverse=True)
+        self._special_start = re.compile(f"(?=(?:{'|'.join(spelled)}))(.)", re.DOTALL)
+        self._prefixes: OrderedDict[tuple[ChatMessage, ...], list[int]] = OrderedDict()
+        try:
+            self._renderer = Renderer(source)
+            opening = self._render_text([ChatMessage("user", _PROBES[0])], "")
+        except TemplateRefused as error:
+            raise ModelLoadError(f"this model's chat template cannot be used: {error.said or error}") from error
+        self.opens_thought = opening.rstrip().endswith(OPEN)
+        self.has_tags = tokenizer.special_id(OPEN) is not None and tokenizer.special_id(CLOSE) is not None
+        self.thinks = self.opens_thought or self.has_tags
+
+    def render(self, messages: Sequence[ChatMessage], effort: Effort | None) -> Prompt:
+        """The prompt that asks for the next answer. Effort "none" closes the thought in the prompt. Raises InvalidRequest."""
+        token_ids = self._encode(messages)
+        if effort == "none" and self.thinks:
+            token_ids += self._tokenizer.encode(f"\n{CLOSE}\n\n" if self.opens_thought else f"{OPEN}\n\n{CLOSE}\n\n", special=True)
+        public = self._public_prefix(messages)
+        public_len = common_length(public, token_ids)
+        return Prompt(token_ids, public_len, thinking_open=self.opens_thought and effort != "none")
+
+    def stem(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The tokens of this conversation that are certain whatever the user says next."""
+        first, second = (self._encode([*messages, ChatMessage("user", probe)]) for probe in _PROBES)
+        return first[: common_length(first, second)]
+
+    def _public_prefix(self, messages: Sequence[ChatMessage]) -> list[int]:
+        num_leading = next((i for i, message in enumerate(messages) if message.role in ("user", "assistant")), len(messages))
+        leading = tuple(messages[:num_leading])
+        prefix = self._prefixes.pop(leading, None)
+        if prefix is None:
+            prefix = self.stem(leading)
+        self._prefixes[leading] = prefix
+        if len(self._prefixes) > MAX_CACHED_PREFIXES:
+            self._prefixes.popitem(last=False)
+        return prefix
+
+    def _encode(self, messages: Sequence[ChatMessage]) -> list[int]:
+        fence = self._fence(messages)
+        try:
+            text = self._render_text(messages, fence)
+        except TemplateRefused as error:
+            # Only what the template's author wrote is repeated, never what a visitor did.
+            said = error.said if error.said and error.said in self._source else ""
+            raise InvalidRequest(f"the model's chat template refuses these messages{': ' + said if said else ''}", param="messages") from error
+        return [token_id for piece in text.split(fence) for token_id in self._tokenizer.encode(piece, special=True)]
+
+    def _fence(self, messages: Sequence[ChatMessage]) -> str:
+        """A character that is nowhere else in the text. Cutting the rendered text there parts every special token that was typed."""
+        for code in _PRIVATE_USE:
+            if not any(chr(code) in message.content for message in messages) and chr(code) not in self._source:
+                return chr(code)
+        raise InvalidRequest("these messages use every private character there is", param="messages")
+
+    def _render_text(self, messages: Sequence[ChatMessage], fence: str) -> str:
+        turns = [{"role": _template_role(each.role), "content": self._fenced(_visible(each), fence)} for each in messages]
+        return self._renderer.render(messages=turns, add_generation_prompt=True, bos_token="", eos_token="", tools=None)
+
+    def _fenced(self, content: str, fence: str) -> str:
+        return self._special_start.sub(lambda match: match.group(1) + fence, content)
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading items are the same."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _template_role(role: Role) -> str:
+    return "system" if role == "developer" else role
+
+
+def _visible(message: ChatMessage) -> str:
+    """What of a turn is sent again: of an answer, never the thought."""
+    if message.role != "assistant":
+        return message.content
+    thought, tag, answer = message.content.rpartition(CLOSE)
+    return answer.lstrip("\n") if tag else thought or answer.partition(OPEN)[0]

@@ -1,0 +1,228 @@
+"""The desk: a customer's conversations, one answer at a time in each."""
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from backends.client import EngineClient
+from backends.mini.shop import Language
+from backends.protocol import ContextTooLong
+from feedback.record import Completion, Conversation, Message, Record, new_id
+from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream
+from server.desk.journal import Journal
+from server.desk.policy import Policies, Policy, detect_language
+from server.desk.turn import Accepted, Answering, Delta, Done, Event, Turn
+from server.errors import InvalidRequest, TooManyRequests
+from server.settings import DeskSettings
+
+PUBLIC_SCOPE = "desk"
+# When a conversation outgrows the context, its oldest turns go until it fills this share: the next few turns then keep their prefix.
+WINDOW_SHARE = 0.75
+MAX_WINDOWS = 1000
+
+
+class AnswerInProgress(TooManyRequests):
+    """This visitor is already being answered."""
+
+
+@dataclass(slots=True)
+class _Place:
+    visitor_id: str
+    turn: Turn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A conversation as the desk knows it, stored and not yet stored."""
+
+    conversation: Conversation
+    messages: list[Message]
+    answering: bool
+
+
+class Desk:
+    """All a customer can do. Conversations of other visitors do not exist here: NotFound."""
+
+    def __init__(self, chat: ChatService, engine: EngineClient, record: Record, policies: Policies, settings: DeskSettings) -> None:
+        self._chat = chat
+        self._engine = engine
+        self._record = record
+        self._policies = policies
+        self._settings = settings
+        self._journal = Journal()
+        self._places: dict[str, _Place] = {}
+        self._windows: dict[str, int] = {}
+
+    def warm(self) -> None:
+        """Prefill what every conversation begins with. For each newly loaded engine."""
+        for policy in self._policies.values():
+            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "")
+
+    async def close(self) -> None:
+        """End what is being answered, and keep what was said."""
+        for turn in [place.turn for place in self._places.values() if place.turn]:
+            turn.hang_up()
+            await turn.wait_kept()
+
+    async def open_conversation(self, visitor_id: str, language: Language) -> Conversation:
+        opened = Conversation(new_id("conv"), visitor_id, language)
+        await self._journal.write(opened, partial(self._record.add_conversation, opened))
+        return opened
+
+    async def current(self, visitor_id: str) -> History:
+        """The visitor's newest conversation. Raises NotFound."""
+        conversation = self._journal.current_conversation(visitor_id) or await self._record.current_conversation(visitor_id)
+        return History(conversation, await self._messages(conversation.id), conversation.id in self._places)
+
+    async def stop(self, visitor_id: str, conversation_id: str) -> None:
+        """End the answer that is being given, if any; what was said is kept as `stopped`. Raises NotFound."""
+        await self._conversation(visitor_id, conversation_id)
+        place = self._places.get(conversation_id)
+        if place and place.turn:
+            place.turn.stop()
+
+    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> AsyncIterator[Event]:
+        """Keep a message, begin its answer, and return what happens; the same `client_message_id` again replays the kept answer.
+
+        Raises before anything happens: NotFound, AnswerInProgress, InvalidRequest; and, with the message kept so that it may be
+        sent again, ContextTooLong, EngineBusy, EngineDown.
+        """
+        conversation = await self._conversation(visitor_id, conversation_id)
+        place = self._take_place(conversation)
+        try:
+            said = await self._messages(conversation_id)
+            asked = next((message for message in said if message.client_message_id == client_message_id), None)
+            if asked is None:
+                asked = Message(new_id("msg"), "user", text, client_message_id)
+                said.append(asked)
+                await self._journal.write(conversation, partial(self._record.add_message, conversation_id, asked), asked)
+            elif asked.text != text:
+                raise InvalidRequest("this client_message_id came with another text before", param="client_message_id", code="id_reused")
+            elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
+                return _replay(asked, answer)
+            place.turn = self._begin(conversation, asked, said[: said.index(asked) + 1])
+            place.turn.on_end(lambda: self._places.pop(conversation_id))
+            return _follow(asked, place.turn)
+        finally:
+            if place.turn is None:
+                del self._places[conversation_id]
+
+    def _take_place(self, conversation: Conversation) -> _Place:
+        taken = sum(place.visitor_id == conversation.visitor_id for place in self._places.values())
+        if conversation.id in self._places or taken >= self._settings.max_in_flight:
+            raise AnswerInProgress("an answer to your last message is on its way", code="answer_in_progress", retry_after_s=1)
+        self._places[conversation.id] = place = _Place(conversation.visitor_id)
+        return place
+
+    async def _conversation(self, visitor_id: str, conversation_id: str) -> Conversation:
+        waiting = self._journal.conversation(conversation_id)
+        if waiting and waiting.visitor_id == visitor_id:
+            return waiting
+        return await self._record.conversation(conversation_id, visitor_id)
+
+    async def _messages(self, conversation_id: str) -> list[Message]:
+        waiting = self._journal.messages(conversation_id)
+        stored = await self._record.messages(conversation_id)
+        known = {message.id for message in stored}
+        return stored + [message for message in waiting if message.id not in known]
+
+    def _begin(self, conversation: Conversation, asked: Message, said: list[Message]) -> Turn:
+        policy = self._policies[_language(conversation, said)]
+        spec = self._engine.spec
+        stream, prompt = self._open(conversation.id, policy, _turns(said))
+
+        async def keep(answer: Message, made: Completion) -> Message:
+            kept = replace(answer, reply_to_id=asked.id)
+            is_stored = await self._journal.write(conversation, partial(self._record.add_message, conversation.id, kept, made), kept)
+            if kept.text and kept.status != "interrupted":
+                self._chat.warm((*prompt, ChatMessage("assistant", kept.text)), PUBLIC_SCOPE, conversation.id)
+            return kept if is_stored else replace(kept, completion_id=None)
+
+        return Turn(stream, policy, spec, keep, self._engine.wait_s)
+
+    def _open(
+        self, conversation_id: str, policy: Policy, turns: list[tuple[ChatMessage, ...]]
+    ) -> tuple[ChatStream, tuple[ChatMessage, ...]]:
+        """Open the newest turns that fit; never without the system message or the question."""
+        first = min(self._windows.get(conversation_id, 0), len(turns) - 1)
+        while True:
+            prompt = (ChatMessage("system", policy.system), *(message for turn in turns[first:] for message in turn))
+            try:
+                return self._chat.open(self._job(conversation_id, prompt)), prompt
+            except ContextTooLong as error:
+                if first == len(turns) - 1:
+                    raise
+                excess = (error.num_tokens - WINDOW_SHARE * error.limit) / error.num_tokens
+                first = _later(turns, first, excess * _num_chars(prompt))
+                self._remember_window(conversation_id, first)
+
+    def _remember_window(self, conversation_id: str, first: int) -> None:
+        self._windows.pop(conversation_id, None)
+        self._windows[conversation_id] = first
+        if len(self._windows) > MAX_WINDOWS:
+            del self._windows[next(iter(self._windows))]
+
+    def _job(self, conversation_id: str, prompt: tuple[ChatMessage, ...]) -> ChatJob:
+        sampling = replace(self._chat.default_sampling(), seed=secrets.randbits(31), max_tokens=self._settings.max_answer_tokens)
+        return ChatJob(
+            messages=prompt,
+            sampling=sampling,
+            effort=self._settings.effort,
+            scope_public=PUBLIC_SCOPE,
+            scope_private=conversation_id,
+            logprobs=True,
+            completion_id=new_id("cmpl"),
+        )
+
+
+async def _follow(asked: Message, turn: Turn) -> AsyncIterator[Event]:
+    try:
+        yield Accepted(asked.id)
+        async for event in turn.events():
+            yield event
+    finally:
+        turn.hang_up()
+
+
+async def _replay(asked: Message, answer: Message) -> AsyncIterator[Event]:
+    yield Accepted(asked.id)
+    yield Answering()
+    yield Delta(answer.text)
+    yield Done(answer)
+
+
+def _language(conversation: Conversation, said: list[Message]) -> Language:
+    """The customer's language now: that of the last message that shows one."""
+    language: Language = "zh" if conversation.language == "zh" else "en"
+    for message in said:
+        if message.role == "user":
+            language = detect_language(message.text, language)
+    return language
+
+
+def _turns(said: list[Message]) -> list[tuple[ChatMessage, ...]]:
+    """Question and answer, oldest first. Questions without an answer join the next one; sent again, they count once."""
+    turns: list[tuple[ChatMessage, ...]] = []
+    open_questions: list[str] = []
+    for message in said:
+        if message.role == "user":
+            open_questions = [text for text in open_questions if text != message.text] + [message.text]
+        elif message.text and open_questions:
+            turns.append((ChatMessage("user", "\n".join(open_questions)), ChatMessage("assistant", message.text)))
+            open_questions = []
+    turns.append((ChatMessage("user", "\n".join(open_questions)),))
+    return turns
+
+
+def _later(turns: list[tuple[ChatMessage, ...]], first: int, num_excess_chars: float) -> int:
+    """The first turn of a window that is smaller by about so many characters. The question stays."""
+    last = len(turns) - 1
+    while first < last and num_excess_chars > 0:
+        num_excess_chars -= _num_chars(turns[first])
+        first += 1
+    return first
+
+
+def _num_chars(messages: tuple[ChatMessage, ...]) -> int:
+    return sum(len(message.content) for message in messages)

@@ -1,0 +1,117 @@
+"""The desk on the wire: what the chat page sends and gets."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from backends.mini.shop import Language
+
+MAX_TEXT_CHARS = 4000
+MAX_COMMENT_CHARS = 1000
+MAX_TAGS = 5
+GOOD_TAGS = frozenset({"helpful", "clear", "quick"})
+BAD_TAGS = frozenset({"wrong", "outdated", "unclear", "not_my_question", "too_long", "impolite"})
+
+
+def _writable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain the NUL character")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must say something")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class EmptyRequest(_Request):
+    """`{}`"""
+
+
+class ConversationRequest(_Request):
+    language: Language
+
+
+class MessageRequest(_Request):
+    text: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
+    client_message_id: Annotated[UUID, Field(strict=False)]
+
+
+class SignalRequest(_Request):
+    """A thumb. Tags say why, and fit its direction."""
+
+    completion_id: Annotated[str, Field(max_length=64)]
+    kind: Literal["thumb"]
+    value: Literal[1, -1]
+    tags: Annotated[list[str], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
+    comment: Annotated[Text, Field(max_length=MAX_COMMENT_CHARS)] | None = None
+    idempotency_key: Annotated[UUID, Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _tags_fit(self) -> "SignalRequest":
+        if not set(self.tags) <= (GOOD_TAGS if self.value > 0 else BAD_TAGS):
+            raise ValueError("tags must be among those of this thumb's direction")
+        return self
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class VisitorReply(_Reply):
+    visitor_id: str
+    token: str
+    expires_in_s: int
+
+
+class PassageReply(_Reply):
+    id: str
+    title: str
+    text: str
+
+
+class ShopReply(_Reply):
+    name: str
+    greeting: str
+    suggestions: list[str]
+    passages: list[PassageReply]
+
+
+class CitationReply(_Reply):
+    number: int
+    passage_id: str
+    title: str
+    text: str
+
+
+class MessageReply(_Reply):
+    """A customer's message has no completion_id, finish_reason or thumb; neither has an answer that cannot be voted on."""
+
+    message_id: str = Field(validation_alias="id")
+    role: Literal["user", "assistant"]
+    text: str
+    status: Literal["complete", "stopped", "interrupted"]
+    citations: list[CitationReply]
+    completion_id: str | None
+    finish_reason: str | None
+    thumb: int | None
+
+
+class ConversationReply(_Reply):
+    conversation_id: str
+    language: str
+    messages: list[MessageReply]
+    answering: bool = False
+
+
+class SignalReply(_Reply):
+    signal_id: str

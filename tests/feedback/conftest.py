@@ -1,0 +1,92 @@
+"""A record in a folder of its own, and the things that go into it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from feedback.database import Database
+from feedback.record import Completion, Conversation, Message, Record, new_id
+from feedback.signals import Signals
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database.in_folder(tmp_path / "data")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def record(database: Database) -> Record:
+    return Record(database)
+
+
+class Clock:
+    """Milliseconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.ms = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def signals(database: Database, clock: Clock) -> Signals:
+    return Signals(database, clock)
+
+
+def made(**changed: object) -> Completion:
+    """A plausible completion."""
+    fields: dict[str, object] = {
+        "id": new_id("cmpl"),
+        "shown": True,
+        "status": "complete",
+        "finish_reason": "stop",
+        "content": "Seven days [1].",
+        "reasoning": "The passage says seven.",
+        "prompt_token_ids": [1, 2, 151_645],
+        "completion_token_ids": [7, 8],
+        "logprobs": [-0.5, None],
+        "sampling": {"temperature": 0.6},
+        "seed": 2**31 - 1,
+        "model": "kefu-mini",
+        "model_sha256": "0" * 64,
+        "quantization": "Q8_0",
+        "engine": "llama.cpp",
+        "engine_version": "0.3.36",
+        "adapter": None,
+        "template_sha256": "1" * 64,
+        "policy_version": "2" * 64,
+        "knowledge_version": "3" * 64,
+        "num_cached_tokens": 2,
+        "num_reasoning_tokens": 1,
+        "forced_close": False,
+        "ttft_ms": 12.5,
+        "first_answer_ms": None,
+        "total_ms": 99.0,
+    }
+    return Completion(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+async def answered(record: Record, visitor_id: str = "vis_a", at_ms: int = 1_000_000_000, **changed: object) -> str:
+    """A conversation with one answered question; the id of its completion."""
+    conversation = Conversation(new_id("conv"), visitor_id, "en")
+    question = Message(new_id("msg"), "user", "How long?", client_message_id=new_id("key"))
+    completion = made(**changed)
+    answer = Message(new_id("msg"), "assistant", "Seven days.", reply_to_id=question.id, created_at_ms=at_ms)
+    await record.add_conversation(conversation)
+    await record.add_message(conversation.id, question)
+    await record.add_message(conversation.id, answer, completion)
+    return completion.id
