@@ -1,7 +1,6 @@
 """The command line of the bench: which servers, which workloads, which model."""
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx
+import uvloop
 from rich.console import Console
 
 from bench import workloads
@@ -54,23 +53,20 @@ class Plan:
 async def measure(plan: Plan, target: Target) -> list[Row]:
     """The median rows of every workload against one server. Nobody is measured on the first, cold request."""
     rows: list[Row] = []
-    # A fresh connection for every request: llama-server closes an idle one just when it is used again.
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=target.base_url, timeout=httpx.Timeout(3600, connect=10), limits=limits) as http:
-        await Load(target, http, Prompts(f"{plan.seed} warm up")).steady([workloads.user("Good morning.")], 8)
-        for name, run in plan.steps():
-            for number in range(1, plan.repeat + 1):
-                prompts = Prompts(f"{plan.seed} {name} {number}")
-                load = Load(target, http, prompts, plan.settings.places, plan.tokens, plan.pause_s)
-                with console.status(f"{target.name}: {name}, {number} of {plan.repeat}"):
-                    rows += await run(load)
+    warm_up = Load(target, Prompts(f"{plan.seed} warm up"))
+    (await warm_up.steady([workloads.user("Good morning.")], 8)).reply()
+    for name, run in plan.steps():
+        for number in range(1, plan.repeat + 1):
+            load = Load(target, Prompts(f"{plan.seed} {name} {number}"), plan.settings.places, plan.tokens, plan.pause_s)
+            with console.status(f"{target.name}: {name}, {number} of {plan.repeat}"):
+                rows += await run(load)
     return medians(rows)
 
 
 def measure_peer(plan: Plan, ours: Sequence[Row], programs: Path) -> list[Row]:
     """The same workloads on llama-server, and its engine without a server, one after the other."""
     with serve_llama(programs, plan.settings, {}) as target:
-        rows = asyncio.run(measure(plan, target))
+        rows = uvloop.run(measure(plan, target))
     prompts = [row.prompt_tokens for row in ours if row.workload == "prefill" and row.prompt_tokens]
     with console.status("llama-bench"):
         rows += run_llama_bench(programs, plan.settings, prompts[0] if prompts else 512, plan.tokens, plan.repeat)
@@ -133,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.only_peer:
         server = serve_kefu(plan.settings, options.body) if options.url is None else nullcontext(_running(options))
         with server as target:
-            rows = asyncio.run(measure(plan, target))
+            rows = uvloop.run(measure(plan, target))
     if options.peer:
         rows += measure_peer(plan, rows, programs)
     console.print(rows_table(rows, SPEED), rows_table(rows, COST))

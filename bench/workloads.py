@@ -5,9 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-import httpx
-
-from bench.client import Body, Message, Reply, ask
+from bench.client import Body, Message, Recording, Reply, record
 from bench.prompts import Prompts
 from bench.rows import Row, summarize
 from bench.servers import Target, peak_memory_bytes
@@ -41,34 +39,44 @@ class Load:
     """One run against one server. `pause_s` is how long a customer reads before the next turn; `tokens` the length of a decode."""
 
     target: Target
-    http: httpx.AsyncClient
     prompts: Prompts
     places: int = 8
     tokens: int = 128
     pause_s: float = 3.0
 
-    async def steady(self, messages: Sequence[Message], max_tokens: int) -> Reply:
+    async def steady(self, messages: Sequence[Message], max_tokens: int) -> Recording:
         """A completion that does not end by itself."""
-        return await ask(self.http, messages, {**self._body(max_tokens), **self.target.endless})
+        return await record(self.target.base_url, {**self._body(messages, max_tokens), **self.target.endless})
 
-    async def natural(self, messages: Sequence[Message], max_tokens: int) -> Reply:
+    async def natural(self, messages: Sequence[Message], max_tokens: int) -> Recording:
         """A completion that ends when the model ends it."""
-        return await ask(self.http, messages, self._body(max_tokens))
+        return await record(self.target.base_url, self._body(messages, max_tokens))
 
-    async def row(self, workload: str, requests: Sequence[Awaitable[Reply]]) -> Row:
+    async def row(self, workload: str, requests: Sequence[Awaitable[Recording]]) -> Row:
         """Run `requests` together and sum them up."""
-        cpu_s, start_s = time.process_time(), time.perf_counter()
-        replies = await asyncio.gather(*requests)
-        row = summarize(self.target.name, workload, replies, time.perf_counter() - start_s)
-        return self.observed(row, cpu_s)
+        clock = Clock()
+        recordings = await asyncio.gather(*requests)
+        return self.sum_up(workload, clock.stopped(), [recording.reply() for recording in recordings])
 
-    def observed(self, row: Row, cpu_s: float) -> Row:
-        """`row` with what the machine gave: the server's peak so far, and the bench's own processor time since `cpu_s`."""
-        return replace(row, peak_memory_bytes=peak_memory_bytes(self.target.pid), client_cpu_s=time.process_time() - cpu_s)
+    def sum_up(self, workload: str, clock: "Clock", replies: Sequence[Reply]) -> Row:
+        row = summarize(self.target.name, workload, replies, clock.wall_s)
+        return replace(row, peak_memory_bytes=peak_memory_bytes(self.target.pid), client_cpu_s=clock.cpu_s)
 
-    def _body(self, max_tokens: int) -> Body:
+    def _body(self, messages: Sequence[Message], max_tokens: int) -> Body:
         drawn = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.0}
-        return {"model": self.target.model, "max_tokens": max_tokens, **drawn, **self.target.body}
+        return {"model": self.target.model, "messages": list(messages), "max_tokens": max_tokens, **drawn, **self.target.body}
+
+
+class Clock:
+    """Wall time and the bench's own processor time, from now until it is stopped."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.cpu_s = -time.perf_counter(), -time.process_time()
+
+    def stopped(self) -> "Clock":
+        self.wall_s += time.perf_counter()
+        self.cpu_s += time.process_time()
+        return self
 
 
 async def decode(load: Load, streams: int) -> list[Row]:
@@ -112,12 +120,12 @@ async def turns(load: Load) -> list[Row]:
     for number in range(1, NUM_TURNS + 1):
         questions.append(user(load.prompts.question()))
         messages.append(questions[-1])
-        cpu_s = time.process_time()
-        reply = await load.natural(messages, TURN_TOKENS)
-        rows.append(load.observed(summarize(load.target.name, f"turn-{number}", [reply], reply.end_s - reply.sent_s), cpu_s))
+        clock = Clock()
+        reply = (await load.natural(messages, TURN_TOKENS)).reply()
+        rows.append(load.sum_up(f"turn-{number}", clock.stopped(), [reply]))
         messages.append(assistant(reply.content))
         await asyncio.sleep(load.pause_s)
-    alone = [await load.steady([question], 1) for question in questions]
+    alone = [(await load.steady([question], 1)).reply() for question in questions]
     ideals = [rows[0].prompt_tokens, *(reply.prompt_tokens for reply in alone[1:])]
     return [replace(row, ideal_tokens=ideal) for row, ideal in zip(rows, ideals, strict=True)]
 
@@ -128,19 +136,19 @@ async def places(load: Load) -> list[Row]:
     conversations = [[policy, user(load.prompts.question())] for _ in range(NUM_CUSTOMERS)]
     room = asyncio.Semaphore(load.places)
 
-    async def turn(conversation: list[Message]) -> Reply:
+    async def turn(conversation: list[Message]) -> Recording:
         async with room:
             return await load.natural(conversation, CUSTOMER_TOKENS)
 
-    cpu_s, start_s = time.process_time(), time.perf_counter()
-    rounds = []
+    clock = Clock()
+    rounds: list[list[Reply]] = []
     for _ in range(CUSTOMER_TURNS):
-        rounds.append(await asyncio.gather(*(turn(conversation) for conversation in conversations)))
+        recordings = await asyncio.gather(*(turn(conversation) for conversation in conversations))
+        rounds.append([recording.reply() for recording in recordings])
         for conversation, reply in zip(conversations, rounds[-1], strict=True):
             conversation += [assistant(reply.content), user(load.prompts.question())]
-    row = summarize(load.target.name, "places", [reply for one in rounds for reply in one], time.perf_counter() - start_s)
-    row = load.observed(replace(row, streams=load.places), cpu_s)
-    alone = await load.steady([conversations[0][1]], 1)
+    row = load.sum_up("places", clock.stopped(), [reply for one in rounds for reply in one])
+    alone = (await load.steady([conversations[0][1]], 1)).reply()
     shared = rounds[0][0].prompt_tokens - alone.prompt_tokens
     own = sum(reply.prompt_tokens - shared for reply in rounds[-1])
-    return [replace(row, ideal_tokens=shared + own + OPENER_TOKENS * NUM_CUSTOMERS * (CUSTOMER_TURNS - 1))]
+    return [replace(row, streams=load.places, ideal_tokens=shared + own + OPENER_TOKENS * NUM_CUSTOMERS * (CUSTOMER_TURNS - 1))]

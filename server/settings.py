@@ -17,7 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+from server.effort import Effort
 
 PREFIX = "KEFU_"
 _SHA256 = re.compile(r"[0-9a-f]{64}")

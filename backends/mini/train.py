@@ -60,11 +60,11 @@ def drill(rng: random.Random, vocab_size: int) -> Row:
 
 
 def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
-    """Yield batches of rows of like length; `progress[0]` (0 to 1) widens the shops from four passages to ten."""
+    """Yield batches of rows of like length; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
     rng = random.Random(seed)
-    streams = {width: families(seed * 100 + width, "train", width) for width in (4, 6, 8, 10)}
+    streams = {width: families(seed * 100 + width, "train", width) for width in (3, 4, 5, 6, 8, 10)}
     while True:
-        widths = [4, 6] if progress[0] < 0.12 else [4, 6, 8, 10] if progress[0] < 0.3 else [6, 8, 10, 10]
+        widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.5 else [4, 6, 8, 10]
         rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(96)]
         if progress[0] < DRILL_UNTIL:
             rows[:40] = [drill(rng, chat.tokenizer.get_vocab_size()) for _ in range(40)]
@@ -187,11 +187,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
     parser.add_argument("--minutes", type=float, default=54)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=5120)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(2)
+    torch.set_flush_denormal(True)
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "tokenizer.json"
     if not path.exists():

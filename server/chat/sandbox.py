@@ -7,7 +7,7 @@ from datetime import datetime
 from json import dumps
 from typing import Any, NoReturn
 
-from jinja2 import Undefined, TemplateError, nodes
+from jinja2 import TemplateError, Undefined, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 

@@ -1,6 +1,7 @@
 """Messages to prompt tokens, through the model's own chat template."""
 
 import hashlib
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from backends.protocol import ModelLoadError, Tokenizer
 from server.chat.reasoning import CLOSE, OPEN
 from server.chat.sandbox import Renderer, TemplateRefused
 from server.errors import InvalidRequest
-from server.settings import Effort
+from server.effort import Effort
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -67,25 +68,24 @@ class ChatTemplate:
         token_ids = self._encode(messages)
         if effort == "none" and self.thinks:
             token_ids += self._tokenizer.encode(f"\n{CLOSE}\n\n" if self.opens_thought else f"{OPEN}\n\n{CLOSE}\n\n", special=True)
-        public = self._public_prefix(messages)
-        public_len = common_length(public, token_ids)
-        return Prompt(token_ids, public_len, thinking_open=self.opens_thought and effort != "none")
+        return Prompt(token_ids, self._public_len(messages, token_ids), thinking_open=self.opens_thought and effort != "none")
 
-    def stem(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """The tokens of this conversation that are certain whatever the user says next."""
+    def stem(self, messages: Sequence[ChatMessage]) -> Prompt:
+        """The part of the next turn's prompt that is certain whatever the user says next. Raises InvalidRequest."""
+        token_ids = self._stem(messages)
+        return Prompt(token_ids, self._public_len(messages, token_ids), thinking_open=False)
+
+    def _stem(self, messages: Sequence[ChatMessage]) -> list[int]:
         first, second = (self._encode([*messages, ChatMessage("user", probe)]) for probe in _PROBES)
         return first[: common_length(first, second)]
 
-    def _public_prefix(self, messages: Sequence[ChatMessage]) -> list[int]:
-        num_leading = next((i for i, message in enumerate(messages) if message.role in ("user", "assistant")), len(messages))
-        leading = tuple(messages[:num_leading])
-        prefix = self._prefixes.pop(leading, None)
-        if prefix is None:
-            prefix = self.stem(leading)
+    def _public_len(self, messages: Sequence[ChatMessage], token_ids: Sequence[int]) -> int:
+        leading = tuple(itertools.takewhile(lambda message: message.role in ("system", "developer"), messages))
+        prefix = self._prefixes.pop(leading, None) or self._stem(leading)
         self._prefixes[leading] = prefix
         if len(self._prefixes) > MAX_CACHED_PREFIXES:
             self._prefixes.popitem(last=False)
-        return prefix
+        return common_length(prefix, token_ids)
 
     def _encode(self, messages: Sequence[ChatMessage]) -> list[int]:
         fence = self._fence(messages)
@@ -94,7 +94,9 @@ class ChatTemplate:
         except TemplateRefused as error:
             # Only what the template's author wrote is repeated, never what a visitor did.
             said = error.said if error.said and error.said in self._source else ""
-            raise InvalidRequest(f"the model's chat template refuses these messages{': ' + said if said else ''}", param="messages") from error
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages{': ' + said if said else ''}", param="messages"
+            ) from error
         return [token_id for piece in text.split(fence) for token_id in self._tokenizer.encode(piece, special=True)]
 
     def _fence(self, messages: Sequence[ChatMessage]) -> str:
@@ -126,5 +128,5 @@ def _visible(message: ChatMessage) -> str:
     """What of a turn is sent again: of an answer, never the thought."""
     if message.role != "assistant":
         return message.content
-    thought, tag, answer = message.content.rpartition(CLOSE)
-    return answer.lstrip("\n") if tag else thought or answer.partition(OPEN)[0]
+    _, tag, answer = message.content.rpartition(CLOSE)
+    return answer.lstrip("\n") if tag else answer.partition(OPEN)[0]

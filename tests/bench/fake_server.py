@@ -1,6 +1,9 @@
-"""A tiny OpenAI server: counts a token per word, remembers every prompt, thinks one token, answers to the limit."""
+"""A tiny OpenAI server on a real socket: counts a token per word, remembers every prompt, thinks one token, answers to the limit."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 Event = dict[str, Any]
@@ -20,24 +23,24 @@ def sse(event: object) -> bytes:
 
 
 class FakeServer:
-    """An ASGI app. `status` and `error` make it refuse; `seen` holds every request body."""
+    """`status` and `error` make it refuse; `seen` holds every request body."""
 
     def __init__(self, status: int = 200, error: str = "") -> None:
         self.status, self.error = status, error
         self.seen: list[Event] = []
         self.prompts: list[list[str]] = []
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while (message := await receive()).get("more_body"):
-            body += message["body"]
-        request = json.loads(body + message["body"])
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line.split()[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        request = json.loads(await reader.readexactly(int(length)))
         self.seen.append(request)
-        await send({"type": "http.response.start", "status": self.status, "headers": []})
-        parts = [json.dumps({"error": {"message": self.error}}).encode()] if self.error else [sse(event) for event in self.answer(request)]
-        for part in parts:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        writer.write(f"HTTP/1.1 {self.status} X\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode())
+        for part in [self.error.encode()] if self.error else [sse(event) for event in self.answer(request)]:
+            writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        writer.write(b"0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
 
     def answer(self, request: Event) -> list[object]:
         """Each message costs its words and four tokens of template; an opened thought is two that the next turn drops."""
@@ -52,8 +55,12 @@ class FakeServer:
         return [chunk({"reasoning_content": "hm"}), *words, chunk({}, "length"), usage(len(prompt), cached, limit), "[DONE]"]
 
 
-def fake_server(status: int = 200, error: str = "") -> FakeServer:
-    return FakeServer(status, error)
+@asynccontextmanager
+async def listening(server: FakeServer) -> AsyncIterator[str]:
+    """The base URL of `server` while it listens."""
+    socket = await asyncio.start_server(server, "127.0.0.1", 0)
+    async with socket:
+        yield f"http://127.0.0.1:{socket.sockets[0].getsockname()[1]}"
 
 
 def _common(one: list[str], other: list[str]) -> int:

@@ -1,14 +1,15 @@
 """Reading a stream: what was said and when, wherever the network cuts it."""
 
+import asyncio
 import json
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.client import BenchError, ask, read_events, read_reply
-from tests.bench.fake_server import chunk, fake_server, sse, usage
+from bench.client import BenchError, read_events, read_reply, record
+from bench.servers import free_port
+from tests.bench.fake_server import FakeServer, chunk, listening, sse, usage
 
 STREAM = [
     chunk({"role": "assistant"}),
@@ -72,8 +73,37 @@ def test_half_an_answer_is_never_measured(events: list[object], words: str) -> N
 
 
 @pytest.mark.anyio
+async def test_a_request_is_sent_whole_and_its_answer_read_from_the_wire() -> None:
+    server = FakeServer()
+    async with listening(server) as url:
+        recording = await record(url + "/", {"messages": [{"role": "user", "content": "你好 there"}], "max_tokens": 3})
+    reply = recording.reply()
+    assert server.seen[0]["messages"][0]["content"] == "你好 there"
+    assert server.seen[0]["stream_options"] == {"include_usage": True}
+    assert (reply.content, reply.completion_tokens) == ("word word ", 3)
+    assert reply.ttft_s is not None and reply.ttft_s > 0
+
+
+@pytest.mark.anyio
 async def test_a_refusal_is_reported_with_its_body() -> None:
-    transport = httpx.ASGITransport(fake_server(status=503, error="the queue is full"))
-    async with httpx.AsyncClient(transport=transport, base_url="http://fake") as http:
-        with pytest.raises(BenchError, match=r"503.*the queue is full"):
-            await ask(http, [{"role": "user", "content": "hello"}], {})
+    async with listening(FakeServer(status=503, error="the queue is full")) as url:
+        recording = await record(url, {})
+    with pytest.raises(BenchError, match=r"503.*the queue is full"):
+        recording.reply()
+
+
+@pytest.mark.anyio
+async def test_nobody_at_the_address_is_an_error() -> None:
+    with pytest.raises(BenchError, match="did not finish"):
+        await record(f"http://127.0.0.1:{free_port()}", {})
+
+
+@pytest.mark.anyio
+async def test_a_server_that_hangs_up_is_an_error() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as socket:
+        recording = await record(f"http://127.0.0.1:{socket.sockets[0].getsockname()[1]}", {})
+    with pytest.raises(BenchError, match="answered nothing"):
+        recording.reply()

@@ -2,27 +2,25 @@
 
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 
 from bench import workloads
 from bench.prompts import Prompts
 from bench.servers import Target
 from bench.workloads import Load
-from tests.bench.fake_server import FakeServer, fake_server
-
-TARGET = Target("kefu", "http://fake", "fake-1", body={"reasoning_effort": "low"}, endless={"logit_bias": {"7": -100}})
+from tests.bench.fake_server import FakeServer, listening
 
 
 @pytest.fixture
 def server() -> FakeServer:
-    return fake_server()
+    return FakeServer()
 
 
 @pytest.fixture
 async def load(server: FakeServer) -> AsyncIterator[Load]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://fake") as http:
-        yield Load(TARGET, http, Prompts("seed"), places=8, tokens=16, pause_s=0)
+    async with listening(server) as url:
+        target = Target("kefu", url, "fake-1", body={"reasoning_effort": "low"}, endless={"logit_bias": {"7": -100}})
+        yield Load(target, Prompts("seed"), places=8, tokens=16, pause_s=0)
 
 
 @pytest.mark.anyio

@@ -46,7 +46,7 @@ async def test_only_who_received_the_answer_can_vote(record: Record, signals: Si
     hidden = await answered(record, "vis_b", shown=False)
     clock.ms += 2_000
     for target in (completion_id, "cmpl_none", hidden, "' OR 1=1--"):
-        with pytest.raises(NotFound, match="^no such answer$"):
+        with pytest.raises(NotFound, match=r"^no such answer$"):
             await signals.vote("vis_b", thumb(target, -1, "key"))
     assert await ledger(database) == []
 
@@ -112,14 +112,15 @@ async def test_a_vote_that_came_too_early_can_be_cast_again(record: Record, sign
 
 
 async def test_one_visitors_votes_of_a_day_are_capped(record: Record, signals: Signals, clock: Clock, database: Database) -> None:
-    answers = [await answered(record) for _ in range(MAX_VOTES_PER_DAY + 2)]
+    answers = [await answered(record) for _ in range(MAX_VOTES_PER_DAY + 1)]
     clock.ms += 2_000
-    for number, completion_id in enumerate(answers[:-1]):
+    for number, completion_id in enumerate(answers):
         await signals.vote("vis_a", thumb(completion_id, 1, f"key-{number}"))
     other = await answered(record, "vis_b")
     await signals.vote("vis_b", thumb(other, 1, "key"))
     reasons = [reason for _, _, reason, _ in await ledger(database)]
     assert reasons == [None] * MAX_VOTES_PER_DAY + ["daily_cap", None]
-    clock.ms += DAY_MS - 2_000
-    await signals.vote("vis_a", thumb(answers[-1], 1, "next day"))
+    clock.ms += DAY_MS + 2_000
+    next_day = await answered(record, at_ms=clock.ms - 2_000)
+    await signals.vote("vis_a", thumb(next_day, 1, "next day"))
     assert (await ledger(database))[-1][2] is None

@@ -63,41 +63,40 @@ class Chat {
     const conversation = await this.#desk.current();
     if (!conversation || this.#isAnswering || this.#conversationId) return;
     this.#conversationId = conversation.conversation_id;
-    for (const message of conversation.messages) this.#draw(message);
-    const last = conversation.messages.at(-1);
-    const asked = conversation.messages.findLast(({ role }) => role === "user");
-    if (asked && asked.text === this.#composer.text.trim()) this.#composer.fill("");
-    if (conversation.answering) await this.#catchUp();
-    else if (last && (last.role === "user" || last.status === "interrupted")) this.#offerAgain(asked.text);
+    conversation.messages.forEach((message) => this.#draw(message));
+    const answered = conversation.answering ? await this.#untilAnswered(conversation) : conversation;
+    answered.messages.slice(conversation.messages.length).forEach((message) => this.#announce(this.#draw(message)));
+    const last = answered.messages.at(-1);
+    const asked = answered.messages.findLast(({ role }) => role === "user")?.text;
+    if (asked === this.#composer.text.trim()) this.#composer.fill("");
+    if (last?.role === "user" || last?.status === "interrupted") this.#offerAgain(asked);
   }
 
-  // An answer that began before a reload: it is fetched whole when it is there.
-  async #catchUp() {
-    const answer = this.#place(new Answer(this.#panel));
+  // An answer that began before a reload, or in another tab, is fetched whole when it is there.
+  async #untilAnswered(conversation) {
+    const waiting = this.#place(new Answer(this.#panel));
     this.#setAnswering(true);
     try {
-      let conversation;
-      do {
+      let now = conversation;
+      while (now.answering) {
         await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-        conversation = await this.#desk.current();
-      } while (conversation?.answering);
-      const last = conversation?.messages.at(-1);
-      if (last?.role === "assistant") this.#announce(answer.finish(last, this.#desk));
-      else answer.fail(say("problem_cut"), say("reload"), () => location.reload());
+        now = (await this.#desk.current()) ?? { ...conversation, answering: false };
+      }
+      return now;
     } finally {
+      waiting.node.remove();
       this.#setAnswering(false);
     }
   }
 
+  // -> the words of an answer, as they are read aloud; nothing for a question
   #draw(message) {
     this.#setStarted(true);
-    if (message.role === "assistant") {
-      this.#place(new Answer(this.#panel)).finish(message, this.#desk);
-      return;
-    }
+    if (message.role === "assistant") return this.#place(new Answer(this.#panel)).finish(message, this.#desk);
     const node = clone("question");
     part(node, "text").textContent = message.text;
     this.#list.append(node);
+    return "";
   }
 
   #place(answer) {
@@ -115,6 +114,7 @@ class Chat {
 
   async #send(text) {
     if (this.#isAnswering) return;
+    this.#list.querySelectorAll(".problem button").forEach((button) => button.remove());
     this.#draw({ role: "user", text });
     if (text === this.#composer.text.trim()) this.#composer.clear();
     this.#scroller.toLatest();

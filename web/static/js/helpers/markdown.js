@@ -99,9 +99,9 @@ export function inline(text, cite, depth = 0) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(INLINE)) {
-    const node = inlineNode(match.groups, cite, depth) ?? match[0];
+    const node = inlineNode(match.groups, cite, depth);
     const before = text.slice(end, match.index);
-    nodes.push(...(match.groups.cited ? tied(before, node) : [before, node]));
+    nodes.push(...(match.groups.cited && node ? tied(before, node) : [before, node ?? match[0]]));
     end = match.index + match[0].length;
   }
   return [...nodes, text.slice(end)].filter((node) => node !== "");

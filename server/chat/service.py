@@ -1,0 +1,180 @@
+"""A chat job becomes a sequence in the engine, and its tokens become text: reasoning first, then content."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from backends.protocol import ModelSpec, Tokenizer
+from backends.sequence import CacheScope, SamplingParams, Thinking
+from server.chat.detokenizer import Vocabulary
+from server.chat.reasoning import CLOSE, OPEN, PlainSplitter, Splitter, TextSplitter, ThinkTags, ThoughtState, TokenSplitter
+from server.chat.stream import ChatResult, ChatStream, TextAssembler, TextDelta, TokenLogprob, Tokens
+from server.chat.template import ChatMessage, ChatTemplate
+from server.errors import InvalidRequest
+from server.effort import Effort, thinking_budget
+
+__all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", "CompletionJob", "TextDelta", "TokenLogprob"]
+
+# What the QwQ-32B card asks for; min_p stays 0, and greedy decoding makes it loop.
+DEFAULT_SAMPLING = SamplingParams(temperature=0.6, top_k=40, top_p=0.95, max_tokens=0)
+REST_OF_CONTEXT = 0
+
+FORCED_CLOSE = f"\n{CLOSE}\n\n"
+
+
+class Engine(Protocol):
+    """The door to the engine that a chat needs: backends.client.EngineClient, or anything that streams tokens."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    def submit(
+        self,
+        prompt_token_ids: list[int],
+        sampling: SamplingParams,
+        *,
+        scope: CacheScope | None = None,
+        thinking: Thinking | None = None,
+        reuse_output: bool = True,
+    ) -> Tokens: ...
+    def warm(self, prompt_token_ids: list[int], scope: CacheScope) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """One answer to give. `thinking_budget` in tokens goes before `effort`; `max_tokens` 0 means what the context has left."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+    effort: Effort | None = None
+    thinking_budget: int | None = None
+    scope_public: str = ""
+    scope_private: str = ""
+    logprobs: bool = False
+    completion_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionJob:
+    """Text to continue as it stands: no template, no thoughts. A prompt is text or token ids."""
+
+    prompt: str | tuple[int, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+    scope_private: str = ""
+    completion_id: str | None = None
+
+
+class ChatService:
+    """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, observe: Callable[[ChatResult], None] = lambda result: None) -> None:
+        self.template = ChatTemplate(tokenizer)
+        self.vocabulary = Vocabulary(tokenizer)
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._observe = observe
+        self._streams: dict[str, ChatStream] = {}
+        open_id, close_id = tokenizer.special_id(OPEN), tokenizer.special_id(CLOSE)
+        self._tags = ThinkTags(open_id, close_id) if open_id is not None and close_id is not None else None
+        self._close_ids = tuple(tokenizer.encode(FORCED_CLOSE, special=True))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The loaded model. Raises EngineDown."""
+        return self._engine.spec
+
+    def default_sampling(self) -> SamplingParams:
+        """The model's own defaults."""
+        return DEFAULT_SAMPLING
+
+    def open(self, job: ChatJob) -> ChatStream:
+        """Render, check and submit; afterwards only the stream can fail.
+
+        Raises InvalidRequest, ContextTooLong, EngineBusy or EngineDown.
+        """
+        is_silent = job.effort == "none" if job.thinking_budget is None else job.thinking_budget == 0
+        prompt = self.template.render(job.messages, "none" if is_silent else None)
+        sampling = self._fit(job.sampling, len(prompt.token_ids))
+        tokens = self._engine.submit(
+            prompt.token_ids,
+            sampling,
+            scope=CacheScope(prompt.public_len, job.scope_public, job.scope_private),
+            thinking=self._thinking(job, sampling, starts_open=prompt.thinking_open),
+            reuse_output=not self.template.thinks,
+        )
+        opened = ThoughtState.THINKING if prompt.thinking_open else ThoughtState.UNDECIDED
+        state = ThoughtState.ANSWERING if is_silent else opened
+        result = ChatResult(prompt.token_ids, sampling, self.template.sha256)
+        text = TextAssembler(self.vocabulary, self._splitter(state), job.stop, wants_logprobs=job.logprobs)
+        return self._track(ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public))
+
+    def complete(self, job: CompletionJob) -> ChatStream:
+        """Like `open`, for text without turns."""
+        token_ids = self._tokenizer.encode(job.prompt, special=True) if isinstance(job.prompt, str) else list(job.prompt)
+        if not token_ids or max(token_ids) >= self.vocabulary.size:
+            raise InvalidRequest("the prompt must be text or token ids of this model's vocabulary, and not empty", param="prompt")
+        sampling = self._fit(job.sampling, len(token_ids))
+        tokens = self._engine.submit(token_ids, sampling, scope=CacheScope(private=job.scope_private))
+        text = TextAssembler(self.vocabulary, PlainSplitter(self.vocabulary), job.stop)
+        result = ChatResult(token_ids, sampling, self.template.sha256)
+        return self._track(ChatStream(tokens, result, text, job.completion_id or new_completion_id("cmpl"), job.scope_private))
+
+    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str) -> None:
+        """Prefill, when nobody waits, what the next turn of this conversation is certain to begin with."""
+        if self.template.thinks or messages[-1].role != "assistant":
+            stem = self.template.stem(messages)
+            self._engine.warm(stem.token_ids, CacheScope(stem.public_len, scope_public, scope_private))
+
+    def find(self, completion_id: str, owner: str) -> ChatStream | None:
+        """An open stream by its id; None for one that is over or was opened in another scope."""
+        stream = self._streams.get(completion_id)
+        return stream if stream is not None and stream.owner == owner else None
+
+    def interrupt_all(self, error: Exception) -> None:
+        """End every open stream with this error."""
+        for stream in list(self._streams.values()):
+            stream.interrupt(error)
+
+    def _track(self, stream: ChatStream) -> ChatStream:
+        self._streams[stream.completion_id] = stream
+        stream.on_end = self._untrack
+        return stream
+
+    def _untrack(self, stream: ChatStream) -> None:
+        self._streams.pop(stream.completion_id, None)
+        self._observe(stream.result)
+
+    def _fit(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
+        """Room for the answer. A prompt that does not fit at all is left to the engine's own check."""
+        if sampling.logit_bias and max(sampling.logit_bias) >= self.vocabulary.size:
+            raise InvalidRequest("a token id is not in this model's vocabulary", param="logit_bias")
+        spec = self._engine.spec
+        limit = min(spec.context_length, spec.num_kv_tokens)
+        room = limit - num_prompt_tokens
+        if sampling.max_tokens == REST_OF_CONTEXT:
+            return replace(sampling, max_tokens=max(room, 1))
+        if 0 < room < sampling.max_tokens:
+            wanted = f"the prompt has {num_prompt_tokens} tokens and max_tokens asks for {sampling.max_tokens} more"
+            message = f"{wanted}; this model's context holds {limit}"
+            raise InvalidRequest(message, param="max_tokens", code="context_length_exceeded")
+        return sampling
+
+    def _thinking(self, job: ChatJob, sampling: SamplingParams, *, starts_open: bool) -> Thinking | None:
+        if self._tags is None:
+            return None
+        budget = job.thinking_budget
+        if budget is None and job.effort is not None:
+            budget = thinking_budget(job.effort, sampling.max_tokens)
+        return Thinking(self._tags.open_id, self._tags.close_id, self._close_ids, starts_open, budget)
+
+    def _splitter(self, state: ThoughtState) -> Splitter:
+        if self._tags is not None:
+            return TokenSplitter(self.vocabulary, self._tags, state)
+        return TextSplitter(self.vocabulary, state) if self.template.thinks else PlainSplitter(self.vocabulary)
+
+
+def new_completion_id(kind: str) -> str:
+    """An id that nobody can guess: it is what cancels the stream."""
+    return f"{kind}-{secrets.token_hex(16)}"

@@ -1,0 +1,271 @@
+"""One answer on its way: the engine's events in, text deltas out, and what it was in the end."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from backends.protocol import EngineError
+from backends.sequence import FinishReason, SamplingParams
+from backends.wire import TokenEvent
+from server.chat.detokenizer import Vocabulary
+from server.chat.reasoning import Channel, Splitter
+from server.chat.stops import StopFinder
+
+Finish = Literal["stop", "length", "abort", "error"]
+# A loop that was cut short is told as what it is to the reader: an answer that ends early.
+FINISH: dict[FinishReason, Finish] = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.REPETITION: "length",
+    FinishReason.ABORT: "abort",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of the content, its log probability, and the likeliest tokens in its place."""
+
+    data: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New text of one channel. `logprobs` are the tokens that this text completes, when they were asked for."""
+
+    channel: Channel
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(slots=True)
+class ChatResult:
+    """What an answer was in the end: everything a later training round needs. Times are milliseconds since it was asked for."""
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    template_sha256: str
+    finish_reason: Finish = "abort"
+    reasoning: str = ""
+    content: str = ""
+    completion_token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    num_cached: int = 0
+    num_reasoning_tokens: int = 0
+    ttft_ms: float | None = None
+    first_answer_ms: float | None = None
+    total_ms: float = 0.0
+
+    @property
+    def forced_close(self) -> bool:
+        """Only the tokens of a forced close were not sampled, so only they have no log probability."""
+        return None in self.logprobs
+
+
+class Tokens(Protocol):
+    """The engine's events for one sequence: lists, each with everything since the last look. Ends after `abort`."""
+
+    @property
+    def place(self) -> int: ...
+    def close_thought(self) -> None: ...
+    def abort(self) -> None: ...
+    async def __anext__(self) -> list[TokenEvent]: ...
+
+
+class TextAssembler:
+    """Tokens to text: channels, then stop strings on the content alone; a thought may mention one without ending."""
+
+    def __init__(self, vocabulary: Vocabulary, splitter: Splitter, stops: Sequence[str] = (), *, wants_logprobs: bool = False) -> None:
+        self.reasoning: list[str] = []
+        self.content: list[str] = []
+        self._splitter = splitter
+        self._stops = StopFinder(stops)
+        self._ledger = LogprobLedger(vocabulary) if wants_logprobs else None
+        self._num_taken = [0, 0]
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self._stops.found)
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return self._splitter.num_reasoning_tokens
+
+    def push(self, event: TokenEvent) -> None:
+        """Add one token."""
+        for channel, text in self._splitter.push(event.token_id):
+            if channel == "reasoning":
+                self.reasoning.append(text)
+            else:
+                if self._ledger is not None:
+                    self._ledger.enter(event, text)
+                self.content.append(self._stops.push(text))
+
+    def finish(self) -> None:
+        """Nothing more will come: what was held back is text after all."""
+        if self.is_stopped:
+            return
+        for channel, text in self._splitter.flush():
+            if channel == "reasoning":
+                self.reasoning.append(text)
+            else:
+                self.content.append(self._stops.push(text))
+        if not self.is_stopped:
+            self.content.append(self._stops.flush())
+
+    def take(self, *, is_last: bool) -> list[TextDelta]:
+        """The text since the last look: at most one delta of each channel, reasoning first."""
+        reasoning, content = "".join(self.reasoning[self._num_taken[0] :]), "".join(self.content[self._num_taken[1] :])
+        self._num_taken = [len(self.reasoning), len(self.content)]
+        deltas = [TextDelta("reasoning", reasoning)] if reasoning else []
+        entries = self._ledger.release(content, is_last=is_last) if self._ledger is not None else ()
+        if content or entries:
+            deltas.append(TextDelta("content", content, entries))
+        return deltas
+
+
+class LogprobLedger:
+    """Keeps each content token's logprob until its text is out, so that the bytes of the entries join to the text."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._entries: deque[tuple[int, TokenLogprob]] = deque()
+        self._num_entered = self._num_shown = 0
+
+    def enter(self, event: TokenEvent, text: str) -> None:
+        """A content token whose text (less leading newlines) became certain with it."""
+        data = self._vocabulary.bytes_of(event.token_id)
+        if not self._num_entered and self._vocabulary.text_of(event.token_id) is not None:
+            data = text.encode()
+        if data:
+            top = tuple((self._vocabulary.bytes_of(token_id), logprob) for token_id, logprob in event.top_logprobs)
+            self._entries.append((self._num_entered, TokenLogprob(data, event.logprob or 0.0, top)))
+            self._num_entered += len(data)
+
+    def release(self, text: str, *, is_last: bool) -> tuple[TokenLogprob, ...]:
+        """The entries that `text`, which goes out now, completes. At the end a token that a stop string cut is cut as well."""
+        self._num_shown += len(text.encode())
+        released = []
+        while self._entries and self._entries[0][0] + len(self._entries[0][1].data) <= self._num_shown:
+            released.append(self._entries.popleft()[1])
+        if is_last and self._entries and self._entries[0][0] < self._num_shown:
+            start, entry = self._entries.popleft()
+            released.append(TokenLogprob(entry.data[: self._num_shown - start], entry.logprob, entry.top))
+        return tuple(released)
+
+
+class ChatStream:
+    """An async iterator of TextDelta. Closing it, in whatever state, is the one door out: it ends the sequence.
+
+    `result` is complete when the iteration has ended or the stream was closed.
+    """
+
+    def __init__(self, tokens: Tokens, result: ChatResult, text: TextAssembler, completion_id: str, owner: str) -> None:
+        self.completion_id = completion_id
+        self.created = int(time.time())
+        self.owner = owner
+        self.result = result
+        self.on_end: Callable[[ChatStream], None] = lambda stream: None
+        self._tokens = tokens
+        self._text = text
+        self._began = time.monotonic()
+        self._ready: deque[TextDelta] = deque()
+        self._is_over = False
+        self._error: Exception | None = None
+
+    @property
+    def place(self) -> int:
+        """Place in the queue from 1; 0 once it has started."""
+        return self._tokens.place
+
+    def answer_now(self) -> None:
+        """Close the open thought, if there is one."""
+        self._tokens.close_thought()
+
+    def stop(self) -> None:
+        """Enough: the iteration ends with what there is, and finish_reason "abort"."""
+        self._tokens.abort()
+
+    def interrupt(self, error: Exception) -> None:
+        """End it with an error, which the iteration raises."""
+        self._error = error
+        self._tokens.abort()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta:
+        """Raises EngineDied when the engine ends under it, or what `interrupt` was given."""
+        while not self._ready:
+            if self._is_over:
+                raise StopAsyncIteration
+            await self._advance()
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        self._tokens.abort()
+        self._end("abort")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def _advance(self) -> None:
+        try:
+            events = await self._tokens.__anext__()
+        except StopAsyncIteration:
+            self._end("error" if self._error else "abort")
+            if self._error is not None:
+                raise self._error from None
+            return
+        except EngineError:
+            self._end("error")
+            raise
+        finish = self._absorb(events)
+        if finish is None:
+            self._ready.extend(self._text.take(is_last=False))
+        else:
+            self._end(finish)
+        if self._ready and self.result.first_answer_ms is None and self._ready[-1].channel == "content":
+            self.result.first_answer_ms = self._elapsed_ms()
+
+    def _absorb(self, events: list[TokenEvent]) -> Finish | None:
+        """Take the events in; the reason when the answer is over."""
+        result, text = self.result, self._text
+        for event in events:
+            if event.num_cached >= 0:
+                result.num_cached = event.num_cached
+            if event.token_id >= 0:
+                if result.ttft_ms is None:
+                    result.ttft_ms = self._elapsed_ms()
+                result.completion_token_ids.append(event.token_id)
+                result.logprobs.append(event.logprob)
+                text.push(event)
+                if text.is_stopped:
+                    self._tokens.abort()
+                    return "stop"
+            if event.finish_reason is not None:
+                return FINISH[event.finish_reason]
+        return None
+
+    def _end(self, finish: Finish) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self._text.finish()
+        self._ready.extend(self._text.take(is_last=True))
+        result = self.result
+        result.finish_reason = finish
+        result.reasoning, result.content = "".join(self._text.reasoning), "".join(self._text.content)
+        result.num_reasoning_tokens = self._text.num_reasoning_tokens
+        result.total_ms = self._elapsed_ms()
+        self.on_end(self)
+
+    def _elapsed_ms(self) -> float:
+        return (time.monotonic() - self._began) * 1000

@@ -1,0 +1,271 @@
+"""The OpenAI wire: what `/v1` takes. Types are strict, ranges are refused and never clamped."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from backends.sequence import SamplingParams
+from server.effort import Effort
+
+MAX_MESSAGES = 1000
+MAX_STOP_CHARS = 256
+MAX_LOGIT_BIAS = 300
+# llama.cpp reads this seed as "pick one for me".
+_RESERVED_SEED = 2**32 - 1
+
+# Fields of OpenAI's schema that mean nothing here; `n: 1` and their like are checked instead.
+MEANINGLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "service_tier",
+        "store",
+        "verbosity",
+        "web_search_options",
+    }
+)
+
+
+_MESSAGE_MEANINGLESS = frozenset({"name", "reasoning", "reasoning_content", "refusal", "annotations"})
+
+
+def unsupported(param: str, what: str) -> PydanticCustomError:
+    """The refusal of something well-formed that is not built."""
+    return PydanticCustomError("unsupported", "{what} is not supported", {"param": param, "what": what})
+
+
+def _refuses(what: str, *harmless: object) -> BeforeValidator:
+    """A field that may only be absent, null or one of the `harmless` values, which all mean the same."""
+
+    def check(value: object) -> None:
+        if value is None or any(type(value) is type(each) and value == each for each in harmless):
+            return None
+        raise PydanticCustomError("unsupported", "{what} is not supported", {"what": what})
+
+    return BeforeValidator(check)
+
+
+def _one_choice(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 128:
+        raise PydanticCustomError("unsupported", "more than one choice is not supported")
+    return value
+
+
+def _stops(value: str | list[str] | None) -> list[str]:
+    stops = [value] if isinstance(value, str) else value or []
+    if not all(stops) or any(len(stop) > MAX_STOP_CHARS for stop in stops):
+        raise ValueError(f"a stop string has 1 to {MAX_STOP_CHARS} characters")
+    return stops
+
+
+def _biases(value: dict[str, float] | None) -> dict[int, float]:
+    biases = value or {}
+    if len(biases) > MAX_LOGIT_BIAS:
+        raise ValueError(f"at most {MAX_LOGIT_BIAS} biases")
+    if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in biases) or any(abs(bias) > 100 for bias in biases.values()):
+        raise ValueError("keys are token ids, values are between -100 and 100")
+    return {int(key): bias for key, bias in biases.items()}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class _Text(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+def _part(value: object) -> object:
+    if isinstance(value, dict) and value.get("type") in ("image_url", "input_audio", "file", "refusal"):
+        raise PydanticCustomError("unsupported", "this model reads text only: content parts of another type are not supported")
+    return value
+
+
+Part = Annotated[_Text, BeforeValidator(_part)]
+Content = Annotated[
+    Annotated[str, Tag("string")] | Annotated[Annotated[list[Part], Field(min_length=1)], Tag("array")],
+    Discriminator(
+        lambda value: "string" if isinstance(value, str) else "array" if isinstance(value, list) else None,
+        custom_error_type="content_type",
+        custom_error_message="content must be a string or an array of text parts",
+    ),
+]
+
+
+class _Message(_Strict):
+    content: Content
+
+    @property
+    def text(self) -> str:
+        """The content as one string; text parts are joined as they stand."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class SystemMessage(_Message):
+    role: Literal["system"]
+
+
+class DeveloperMessage(_Message):
+    role: Literal["developer"]
+
+
+class UserMessage(_Message):
+    role: Literal["user"]
+
+
+class AssistantMessage(_Message):
+    """What the assistant thought (`reasoning_content`, `reasoning`) may come back with it and is not read."""
+
+    role: Literal["assistant"]
+    tool_calls: Annotated[None, _refuses("calling tools", [])] = None
+    function_call: Annotated[None, _refuses("calling functions")] = None
+    audio: Annotated[None, _refuses("audio")] = None
+
+
+def _known_role(value: object) -> object:
+    if isinstance(value, dict) and value.get("role") in ("tool", "function"):
+        raise PydanticCustomError("unsupported", "tool messages are not supported", {"below": "role"})
+    return value
+
+
+Message = Annotated[
+    Annotated[SystemMessage | DeveloperMessage | UserMessage | AssistantMessage, Field(discriminator="role")], BeforeValidator(_known_role)
+]
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class _Generation(_Strict):
+    """What chat and text completions have in common."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    logit_bias: Annotated[dict[str, float] | None, AfterValidator(_biases)] = None
+    stop: Annotated[str | Annotated[list[str], Field(max_length=4)] | None, AfterValidator(_stops)] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[Literal[1] | None, BeforeValidator(_one_choice)] = None
+    user: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("value", "stream_options needs stream", {"param": "stream_options"})
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def conversation(self) -> str:
+        """Whose cache this request may reuse beyond the system messages."""
+        return "\x00".join(part or "" for part in (self.prompt_cache_key, self.user, self.safety_identifier))
+
+    @property
+    def ignored_fields(self) -> set[str]:
+        """Fields that came and are not read."""
+        return set(self.model_extra or {})
+
+    @property
+    def unknown_fields(self) -> set[str]:
+        """Those of them that are in nobody's schema."""
+        return self.ignored_fields - MEANINGLESS
+
+    def sampling(self, defaults: SamplingParams, *, random_seed: Callable[[], int]) -> SamplingParams:
+        """How to draw: what the request says, then the model's own defaults."""
+        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS if getattr(self, name) is not None}
+        base = {name: getattr(defaults, name) for name in _SAMPLING_FIELDS}
+        seed = random_seed() if self.seed is None else self.seed
+        max_tokens = self.max_output_tokens or defaults.max_tokens
+        return SamplingParams(**base | given, seed=seed % _RESERVED_SEED, max_tokens=max_tokens, num_top_logprobs=self.num_top_logprobs)
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def num_top_logprobs(self) -> int:
+        return 0
+
+
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+
+
+class ChatCompletionRequest(_Generation):
+    """`POST /v1/chat/completions`. Ours are `thinking_budget`, `top_k`, `min_p` and `repetition_penalty`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    reasoning_effort: Effort | None = None
+    thinking_budget: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[None, _refuses("calling tools", [])] = None
+    tool_choice: Annotated[None, _refuses("calling tools", "none")] = None
+    functions: Annotated[None, _refuses("calling functions", [])] = None
+    function_call: Annotated[None, _refuses("calling functions", "none")] = None
+    modalities: Annotated[None, _refuses("output other than text", ["text"])] = None
+    audio: Annotated[None, _refuses("audio")] = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("value", "top_logprobs needs logprobs", {"param": "top_logprobs"})
+        if self.response_format is not None and self.response_format.type != "text":
+            raise unsupported("response_format.type", "output in a format other than text")
+        if self.messages[-1].role == "assistant":
+            raise unsupported(f"messages[{len(self.messages) - 1}].role", "continuing an assistant message")
+        return self
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_top_logprobs(self) -> int:
+        return self.top_logprobs or 0
+
+    @property
+    def ignored_fields(self) -> set[str]:
+        in_messages = {f"messages[].{name}" for message in self.messages for name in message.model_extra or {}}
+        return super().ignored_fields | in_messages
+
+    @property
+    def unknown_fields(self) -> set[str]:
+        return super().unknown_fields - {f"messages[].{name}" for name in _MESSAGE_MEANINGLESS}
+
+
+class CompletionRequest(_Generation):
+    """`POST /v1/completions`: text or token ids to continue as they stand."""
+
+    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    best_of: Annotated[Literal[1] | None, BeforeValidator(_one_choice)] = None
+    echo: Annotated[None, _refuses("echoing the prompt", False)] = None
+    suffix: Annotated[None, _refuses("a suffix", "")] = None
+    logprobs: Annotated[None, _refuses("logprobs for text completions")] = None

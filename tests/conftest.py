@@ -1,0 +1,22 @@
+"""What every test may use: the built-in model, and an asyncio event loop."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Several engines on two cores starve each other when OpenMP threads spin; engines started by tests inherit this.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+MINI = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
+
+
+@pytest.fixture(scope="session")
+def model_path() -> str:
+    """A real model: kefu-mini, or the GGUF file named by KEFU_TEST_MODEL."""
+    return os.environ.get("KEFU_TEST_MODEL", str(MINI))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

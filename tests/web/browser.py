@@ -1,0 +1,65 @@
+"""Chromium for tests of what people see."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+def chromium_path() -> str | None:
+    return os.environ.get("CHROMIUM") or next((path for name in CANDIDATES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless browser, or a skip that says what is missing."""
+    path = chromium_path()
+    if path is None:
+        pytest.skip("no Chromium on this machine: install Debian's chromium, or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Watch:
+    """What went wrong in a page without anybody asking: console errors, CSP violations, uncaught errors, foreign requests."""
+
+    def __init__(self, context: BrowserContext, base_url: str) -> None:
+        self.complaints: list[str] = []
+        self.urls: list[str] = []
+        self._host = urlsplit(base_url).netloc
+        context.on("console", lambda message: self._console(message.type, message.text))
+        context.on("weberror", lambda error: self.complaints.append(f"uncaught: {error.error}"))
+        context.on("request", lambda request: self._request(request.url))
+
+    def _console(self, kind: str, text: str) -> None:
+        # The browser itself logs every refused call; the page's own answer to it is what the tests look at.
+        if kind in ("error", "warning") and "Failed to load resource" not in text:
+            self.complaints.append(f"{kind}: {text}")
+
+    def _request(self, url: str) -> None:
+        self.urls.append(url)
+        if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != self._host:
+            self.complaints.append(f"foreign request: {url}")
+
+
+@contextmanager
+def visit(browser: Browser, url: str, *, expect_quiet: bool = True, **options: object) -> Iterator[Page]:
+    """A fresh visitor's page; afterwards nothing may have gone wrong behind its back."""
+    context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 800}, **options})  # type: ignore[arg-type]
+    context.set_default_timeout(10_000)
+    watch = Watch(context, url)
+    page = context.new_page()
+    page.goto(url)
+    yield page
+    context.close()
+    if expect_quiet:
+        assert watch.complaints == []

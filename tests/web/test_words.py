@@ -1,0 +1,54 @@
+"""Every word on screen comes from web/i18n, in each language."""
+
+import re
+
+from web import ROOT, TEMPLATES, load_strings
+
+STRINGS = load_strings()
+SCRIPTS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "static").rglob("*.js")))
+PAGE = (TEMPLATES / "chat.html").read_text(encoding="utf-8")
+
+
+def holes(text: str) -> set[str]:
+    return set(re.findall(r"\{(\w+)\}", text))
+
+
+def test_the_languages_say_the_same_things() -> None:
+    assert list(STRINGS["en"]) == list(STRINGS["zh"])
+    for key, words in STRINGS["en"].items():
+        assert words.strip() and STRINGS["zh"][key].strip(), key
+        assert holes(words) == holes(STRINGS["zh"][key]), key
+
+
+def test_chinese_is_chinese() -> None:
+    for key, words in STRINGS["zh"].items():
+        assert key in ("html_lang", "counter") or re.search(r"[\u4e00-\u9fff]", words), key
+    for key, words in STRINGS["en"].items():
+        assert not re.search(r"[\u3000-\u9fff\uff00-\uffef]", words), key
+
+
+def used() -> set[str]:
+    named = set(re.findall(r"\b(?:t|other)\.(\w+)", PAGE)) | set(re.findall(r'"([a-z_]+)"', SCRIPTS))
+    problems = re.findall(r'DeskError\(.*?"(\w+)"', SCRIPTS) + re.findall(r'"(offline|unreachable)"', SCRIPTS)
+    problems += re.findall(r': "(\w+)"', SCRIPTS[SCRIPTS.index("PROBLEM_BY_CODE") : SCRIPTS.index("const problemOf")])
+    tags = re.findall(r'"(\w+)"', re.search(r"const TAGS = \{.*\};", SCRIPTS)[0])  # type: ignore[index]
+    return named | {f"problem_{each}" for each in (*problems, "server")} | {f"tag_{each}" for each in tags}
+
+
+def test_no_word_is_missing_and_none_is_left_over() -> None:
+    keys = set(STRINGS["en"])
+    assert keys <= used()
+    said = set(re.findall(r'\bsay\("(\w+)"', SCRIPTS)) | set(re.findall(r"\bt\.(\w+)", PAGE))
+    assert said <= keys
+    assert {each for each in used() if each.startswith(("problem_", "tag_", "ended_"))} <= keys
+
+
+def test_markup_holds_no_words_of_its_own() -> None:
+    text = re.sub(r"{%.*?%}|{{.*?}}|<script.*?</script>|<[^>]*>", " ", PAGE, flags=re.DOTALL)
+    assert text.split() == []
+    assert not re.search(r'(?:aria-label|title|placeholder)="[^"{]', PAGE)
+
+
+def test_scripts_hold_no_words_of_their_own() -> None:
+    assert not re.search(r"[\u3000-\u9fff]", SCRIPTS)
+    assert not re.search(r'textContent = (?:"[^"]|`)', SCRIPTS)
