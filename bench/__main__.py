@@ -1,6 +1,7 @@
 """The command line of the bench: which servers, which workloads, which model."""
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import uvloop
 from rich.console import Console
 
 from bench import workloads
@@ -66,7 +66,7 @@ async def measure(plan: Plan, target: Target) -> list[Row]:
 def measure_peer(plan: Plan, ours: Sequence[Row], programs: Path) -> list[Row]:
     """The same workloads on llama-server, and its engine without a server, one after the other."""
     with serve_llama(programs, plan.settings, {}) as target:
-        rows = uvloop.run(measure(plan, target))
+        rows = asyncio.run(measure(plan, target))
     prompts = [row.prompt_tokens for row in ours if row.workload == "prefill" and row.prompt_tokens]
     with console.status("llama-bench"):
         rows += run_llama_bench(programs, plan.settings, prompts[0] if prompts else 512, plan.tokens, plan.repeat)
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.only_peer:
         server = serve_kefu(plan.settings, options.body) if options.url is None else nullcontext(_running(options))
         with server as target:
-            rows = uvloop.run(measure(plan, target))
+            rows = asyncio.run(measure(plan, target))
     if options.peer:
         rows += measure_peer(plan, rows, programs)
     console.print(rows_table(rows, SPEED), rows_table(rows, COST))

@@ -67,8 +67,7 @@ class Recording(asyncio.Protocol):
         self._http.send(h11.Data(data=payload))
         self._http.send(h11.EndOfMessage())
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+    def send(self, transport: asyncio.WriteTransport) -> None:
         self.sent_s = perf_counter()
         transport.write(self._request)
 
@@ -111,8 +110,9 @@ async def record(base_url: str, body: Body) -> Recording:
     try:
         async with asyncio.timeout(TIMEOUT_S):
             loop = asyncio.get_running_loop()
-            transport, _ = await loop.create_connection(lambda: recording, recording.url.hostname, port, ssl=tls or None)
+            transport, _ = await loop.create_connection(lambda: recording, recording.url.hostname or "", port, ssl=tls or None)
             try:
+                recording.send(transport)
                 await recording.ended
             finally:
                 transport.close()

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest, NotJson, Unsupported
 
 MAX_DEPTH = 64
+MAX_CONTAINERS = 50_000
 MAX_DIGITS = 25
 _STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|([\[{])|[\]}]', re.DOTALL)
 
@@ -25,7 +27,11 @@ def body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
     async def parse(request: Request) -> Model:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise NotJson("the body must be sent as application/json")
-        return parse_body(await request.body(), model)
+        try:
+            raw = await request.body()
+        except ClientDisconnect:
+            raise InvalidRequest("the connection closed before the body was complete") from None
+        return parse_body(raw, model)
 
     return parse
 
@@ -59,12 +65,14 @@ def parse_json(raw: bytes) -> Json:
 def _check_depth(raw: bytes) -> None:
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    depth = 0
+    depth = num_containers = 0
     for match in _STRING_OR_BRACKET.finditer(raw):
         if match.group(1):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
+            depth, num_containers = depth + 1, num_containers + 1
+            if depth > MAX_DEPTH or num_containers > MAX_CONTAINERS:
+                raise InvalidRequest(
+                    f"the body nests deeper than {MAX_DEPTH} levels or holds more than {MAX_CONTAINERS} arrays and objects"
+                )
         elif match.group() in (b"]", b"}"):
             depth -= 1
 

@@ -1,9 +1,12 @@
-"""Errors: the server's own classes, and the one table from exception class to status, type and code."""
+"""Errors: the server's own classes, the one table from exception class to status, type and code, and the one shape they leave in."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
 
 import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineError
 
@@ -142,3 +145,29 @@ def encode_error(error_json: dict[str, object]) -> bytes:
 
 def _object(message: str, kind: str, param: object, code: str | None) -> dict[str, object]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def respond(error: Exception) -> Response:
+    """The response of a failed call."""
+    return Response(encode_error(error_object(error)), row_for(error).status, error_headers(error), "application/json")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Every refusal of this app, the framework's included, leaves in the one error shape."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return respond(error)
+
+    async def framework_refused(request: Request, error: Exception) -> Response:
+        status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (500, None)
+        return Response(encode_error(status_object(status)), status, headers, "application/json")
+
+    async def invalid_parameter(request: Request, error: Exception) -> Response:
+        location = error.errors()[0]["loc"] if isinstance(error, RequestValidationError) else ("request",)
+        return respond(InvalidRequest("a parameter is missing or cannot be used", param=str(location[-1])))
+
+    for refusal in STATUS:
+        if refusal is not Exception:
+            app.add_exception_handler(refusal, refused)
+    app.add_exception_handler(HTTPException, framework_refused)
+    app.add_exception_handler(RequestValidationError, invalid_parameter)

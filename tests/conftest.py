@@ -13,8 +13,8 @@ MINI = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.
 
 @pytest.fixture(scope="session")
 def model_path() -> str:
-    """A real model: kefu-mini, or the GGUF file named by KEFU_TEST_MODEL."""
-    return os.environ.get("KEFU_TEST_MODEL", str(MINI))
+    """A real model: kefu-mini, or the GGUF file named by TEST_MODEL."""
+    return os.environ.get("TEST_MODEL", str(MINI))
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ class Row:
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 KV_MEMORY_SHARE = 0.25
+FLASH_AUTO, FLASH_OFF = -1, 0
+SMALL_MODEL_BYTES = 64 * 1024 * 1024
 
 
 def check_gguf(path: Path) -> None:
@@ -95,15 +97,22 @@ class LlamaModel:
         params.n_batch = params.n_ubatch = options.batch_tokens
         params.n_seq_max = options.max_sequences + MAX_CACHED_SEQUENCES
         params.kv_unified = True
-        params.flash_attn_type = {None: -1, False: 0, True: 1}[options.flash_attention]
+        # On a CPU plain attention is both faster here and independent of the batch's shape; on a GPU llama.cpp knows best.
+        default = FLASH_AUTO if lib.llama_supports_gpu_offload() else FLASH_OFF
+        params.flash_attn_type = default if options.flash_attention is None else int(options.flash_attention)
         params.type_k = params.type_v = KV_TYPES[options.kv_type]
-        if options.threads:
-            params.n_threads = params.n_threads_batch = options.threads
+        params.n_threads = params.n_threads_batch = options.threads or self._threads()
         params.no_perf = True
         context = lib.llama_init_from_model(self._model, params)
         if not context:
             raise ModelLoadError(f"{options.path} was read, but a context of {params.n_ctx} tokens could not be made: {self._why()}")
         return context
+
+    def _threads(self) -> int:
+        """One per core this process may use, but one in all for a model so small that threads would mostly wait for each other."""
+        if lib.llama_model_size(self._model) < SMALL_MODEL_BYTES:
+            return 1
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def _affordable_cells(self, kv_type: str) -> int:
         """Cells that fit KV_MEMORY_SHARE of the machine's memory: keys and values of every layer for one token each."""

@@ -50,7 +50,10 @@ def fill(template: str, values: Values) -> str:
 
 
 def _made_up(rng: random.Random) -> str:
-    syllables = (rng.choice("bcdfghjklmnprstvwz") + rng.choice(["a", "e", "i", "o", "u", "ar", "en", "il", "or", "an"]) for _ in range(rng.randint(2, 3)))
+    syllables = (
+        rng.choice("bcdfghjklmnprstvwz") + rng.choice(["a", "e", "i", "o", "u", "ar", "en", "il", "or", "an"])
+        for _ in range(rng.randint(2, 3))
+    )
     return "".join(syllables).capitalize()
 
 
@@ -97,11 +100,13 @@ class ValueMaker:
         return maker(rng)
 
     def _price(self, rng: random.Random) -> str:
-        amount = rng.choice([f"{rng.randint(1, 99)}.{rng.randint(0, 99):02d}", f"{rng.randint(1, 99)}.{rng.randint(0, 9)}0", str(rng.randint(2, 900))])
+        amount = rng.choice(
+            [f"{rng.randint(1, 99)}.{rng.randint(0, 99):02d}", f"{rng.randint(1, 99)}.{rng.randint(0, 9)}0", str(rng.randint(2, 900))]
+        )
         return self.currency.replace("#", amount)
 
     def _pay(self, rng: random.Random) -> str:
-        names = rng.sample(tables(self.language)["words"]["pay"], rng.randint(2, 5))
+        names: list[str] = rng.sample(tables(self.language)["words"]["pay"], rng.randint(2, 5))
         comma, last = (", ", " and ") if self.language == "en" else ("、", " 和 " if names[-1].isascii() else "和")
         return comma.join(names[:-1]) + last + names[-1]
 
@@ -110,16 +115,25 @@ class ValueMaker:
         return f"{user}@{_made_up(rng).lower()}{rng.choice(['', _made_up(rng).lower()])}.example"
 
     def _phone(self, rng: random.Random) -> str:
-        return rng.choice(["555-", "", f"0{rng.randint(10, 99)}-"]) + str(rng.randint(1000, 9999)) + rng.choice(["", f" {rng.randint(100, 999)}", f"-{rng.randint(10, 99)}"])
+        return (
+            rng.choice(["555-", "", f"0{rng.randint(10, 99)}-"])
+            + str(rng.randint(1000, 9999))
+            + rng.choice(["", f" {rng.randint(100, 999)}", f"-{rng.randint(10, 99)}"])
+        )
 
     def _street(self, rng: random.Random) -> str:
         if self.language == "zh" and rng.random() < 0.65:
-            return "".join(rng.sample("金银长春和平安宁东南西北新华文化海江湖山泉林", 2)) + f"{rng.choice(tables('zh')['words']['road'])} {rng.randint(1, 399)} 号"
+            return (
+                "".join(rng.sample("金银长春和平安宁东南西北新华文化海江湖山泉林", 2))
+                + f"{rng.choice(tables('zh')['words']['road'])} {rng.randint(1, 399)} 号"
+            )
         return f"{rng.randint(1, 399)} {_made_up(rng)} {rng.choice(tables('en')['words']['road'])}" + rng.choice(["", f", {_made_up(rng)}"])
 
     def _person(self, rng: random.Random) -> str:
         if self.language == "zh" and rng.random() < 0.85:
-            return rng.choice("王李张刘陈杨赵黄周吴徐孙朱马胡林郭何高罗") + "".join(rng.sample("伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀霞平刚桂文辉玲", rng.randint(1, 2)))
+            return rng.choice("王李张刘陈杨赵黄周吴徐孙朱马胡林郭何高罗") + "".join(
+                rng.sample("伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀霞平刚桂文辉玲", rng.randint(1, 2))
+            )
         return _made_up(rng) + rng.choice(["", f" {_made_up(rng)}"])
 
     def _product(self, rng: random.Random) -> str:
@@ -131,7 +145,7 @@ class ValueMaker:
     def _word(self, rng: random.Random) -> str:
         if self.language == "zh":
             return "".join(rng.sample(tables("zh")["words"]["common"], 2))
-        return rng.choice([_made_up(rng), rng.choice(tables("en")["words"]["common"].split()).capitalize()])
+        return rng.choice([_made_up(rng), str(rng.choice(tables("en")["words"]["common"].split())).capitalize()])
 
     def _date(self, rng: random.Random) -> str:
         month, day = rng.choice(tables(self.language)["words"]["month"]), rng.randint(1, 28)

@@ -14,7 +14,13 @@ Turn = tuple[str, str]  # role, content
 CURRENCIES = {"en": ["$#", "$#", "€#", "£#", "# euros"], "zh": ["# 元", "# 元", "# 美元", "¥#", "# 块"]}
 REPEATABLE = ("product", "notice")
 # Either of the two answers the other's question, so the other is not missing when one is there.
-CLOSE_TOPICS = ({"warranty", "damaged"}, {"warranty", "repair"}, {"invoice", "contact"}, {"shipping", "international"}, {"promo", "loyalty"})
+CLOSE_TOPICS = (
+    {"warranty", "damaged"},
+    {"warranty", "repair"},
+    {"invoice", "contact"},
+    {"shipping", "international"},
+    {"promo", "loyalty"},
+)
 BEHAVIOURS = {"fact": 40, "followup": 10, "rephrase": 8, "none": 13, "clarify": 5, "fact_inject": 4, "small": 20}
 SMALL = {"greeting": 3, "thanks": 2, "bye": 2, "bot": 2, "person": 3, "offtopic": 5, "junk": 5, "insult": 2, "inject": 2, "language": 1}
 _TIGHT = re.compile(r"(?<=[\u4e00-\u9fff，。：]) (?=[\d¥])|(?<=[\d%]) (?=[\u4e00-\u9fff])")
@@ -163,7 +169,9 @@ class ShopWriter:
                 case 1:
                     letters[place:place] = letters[place]
                 case _:
-                    letters[place - 1 : place + 1] = (letters[place], letters[place - 1]) if not _in_slot(text, place - 1) else letters[place - 1 : place + 1]
+                    letters[place - 1 : place + 1] = (
+                        (letters[place], letters[place - 1]) if not _in_slot(text, place - 1) else letters[place - 1 : place + 1]
+                    )
         return "".join(letters)
 
     def _ramble(self) -> str:
@@ -195,7 +203,15 @@ class ShopWriter:
         facts = tuple(point.entry.values[name] for name in slots(point.fact["answer"][0])) if point else ()
         is_thinking = self.rng.random() > 0.08
         return Example(
-            behaviour, self.language, self.kind, self.shop, tuple(turns), thought if is_thinking else None, answers, point.number if point else 0, facts
+            behaviour,
+            self.language,
+            self.kind,
+            self.shop,
+            tuple(turns),
+            thought if is_thinking else None,
+            answers,
+            point.number if point else 0,
+            facts,
         )
 
     def _on_point(self, behaviour: str, turns: list[Turn], point: Point, think: str = "think_fact") -> Example:
@@ -260,7 +276,11 @@ class ShopWriter:
         again = self.rng.choice(talk["again" if self.split == "train" else "again_held"])
         asks = right.fact["ask"] if self.split == "train" else right.fact["held"]
         question = again.replace("{ask}", self._misspelt(expand(self.rng, self.rng.choice(asks))))
-        turns = [("user", self._question(right)), ("assistant", self.rng.choice(self._answers(wrong))), ("user", fill(question, right.entry.values))]
+        turns = [
+            ("user", self._question(right)),
+            ("assistant", self.rng.choice(self._answers(wrong))),
+            ("user", fill(question, right.entry.values)),
+        ]
         return self._on_point("rephrase", turns, right, "think_again")
 
     def none(self) -> Example:

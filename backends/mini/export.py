@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def write_gguf(path: Path, weights: Weights, config: dict[str, Any], tokenizer: 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any]) -> None:
     vocabulary = dict(tokenizer["model"]["vocab"]) | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-    types = {name: gguf.TokenType.CONTROL for name in CONTROL} | {name: gguf.TokenType.USER_DEFINED for name in MARKERS}
+    types = dict.fromkeys(CONTROL, gguf.TokenType.CONTROL) | dict.fromkeys(MARKERS, gguf.TokenType.USER_DEFINED)
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
@@ -85,18 +86,32 @@ def write_folder(folder: Path, weights: Weights, config: dict[str, Any], tokeniz
     ids = {token["content"]: token["id"] for token in json.loads(tokenizer_path.read_text(encoding="utf-8"))["added_tokens"]}
     end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
     shape = config | {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
-    model = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True, "torch_dtype": "float16", "hidden_act": "silu"}
+    model = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "torch_dtype": "float16",
+        "hidden_act": "silu",
+    }
     tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "add_bos_token": False}
     documents = {
         "config.json": model | shape | {"eos_token_id": end, "pad_token_id": pad},
         "generation_config.json": {"do_sample": True, **SAMPLING, "eos_token_id": [end, pad], "pad_token_id": pad},
         "tokenizer_config.json": tokens
-        | {"model_max_length": config["max_position_embeddings"], "clean_up_tokenization_spaces": False, "chat_template": TEMPLATE.read_text(encoding="utf-8")},
+        | {
+            "model_max_length": config["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+            "chat_template": TEMPLATE.read_text(encoding="utf-8"),
+        },
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(tokenizer_path, folder / "tokenizer.json")
-    save_file({f"model.{name}": weight.astype(np.float16) for name, weight in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {f"model.{name}": weight.astype(np.float16) for name, weight in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def main() -> None:
@@ -112,7 +127,7 @@ def main() -> None:
     write_gguf(args.weights / "kefu-mini.gguf", weights, saved["config"], json.loads(tokenizer_path.read_text(encoding="utf-8")))
     write_folder(args.weights / "mlx", weights, saved["config"], tokenizer_path)
     for path in sorted(args.weights.rglob("*.*")):
-        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
+        sys.stdout.write(f"{path.stat().st_size / 1e6:8.2f} MB  {path}\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens that sees itself, causally, and all of the segment numbered `parent`, if it has one."""
+
+    length: int
+    parent: int | None = None
+    mask: Tensor | None = None  # (length, parent's length + length), True where a token may look
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,9 @@ class ModelConfig:
 
 
 def rotation(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (batch, 1, length, head_dim) for rotary embedding at `positions` (batch, length)."""
+    """Return cosines and sines (tokens, 1, head_dim) for rotary embedding at `positions` (tokens)."""
     frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-    angles = (positions[..., None].float() * frequencies).repeat(1, 1, 2)[:, None]
+    angles = (positions[:, None].float() * frequencies).repeat(1, 2)[:, None]
     return angles.cos(), angles.sin()
 
 
@@ -38,7 +47,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
     """Grouped-query attention with biases on queries, keys and values."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -50,18 +59,30 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        query, key, value = (proj(x).view(batch, length, -1, self.config.head_dim).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], segments: list[Segment]) -> Tensor:
+        num_tokens, width = x.shape
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (project(x).view(num_tokens, -1, self.config.head_dim) for project in projections)
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
         query, key = _rotate(query, *rope), _rotate(key, *rope)
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        lengths = [segment.length for segment in segments]
+        queries, keys, values = (part.transpose(0, 1)[None].split(lengths, dim=2) for part in (query, key, value))
+        mixed = []
+        for index, segment in enumerate(segments):
+            key, value = keys[index], values[index]
+            if segment.parent is not None:
+                key, value = torch.cat((keys[segment.parent], key), dim=2), torch.cat((values[segment.parent], value), dim=2)
+            mixed.append(
+                functional.scaled_dot_product_attention(
+                    queries[index], key, value, attn_mask=segment.mask, is_causal=segment.parent is None
+                )
+            )
+        out: Tensor = self.o_proj(torch.cat(mixed, dim=2)[0].transpose(0, 1).reshape(num_tokens, width))
         return out
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Module):  # type: ignore[misc, unused-ignore]
     """SwiGLU."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,11 +92,11 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc, unused-ignore]
     """Attention and MLP, each behind a norm and a residual."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -85,13 +106,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], segments: list[Segment]) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, segments)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
-class Qwen2(nn.Module):
+class Qwen2(nn.Module):  # type: ignore[misc, unused-ignore]
     """A decoder with tied embeddings; parameter names under `model.` are Hugging Face's."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -107,27 +128,27 @@ class Qwen2(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Return hidden states (batch, length, width); `mask` (batch, 1, length, length) is True where a token may look."""
+    def forward(self, ids: Tensor, positions: Tensor, segments: list[Segment]) -> Tensor:
+        """Return hidden states (tokens, width) for `ids` and `positions` (tokens), which `segments` cut into runs."""
         x = self.embed_tokens(ids)
         rope = rotation(self.config, positions)
         for layer in self.layers:
-            x = layer(x, rope, mask)
+            x = layer(x, rope, segments)
         out: Tensor = self.norm(x)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.embed_tokens.weight)
+        return functional.linear(hidden, self.embed_tokens.weight)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     """Momentum orthogonalised by Newton-Schulz, for 2-D weights (K. Jordan, https://kellerjordan.github.io/posts/muon/), in float32."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+    def step(self) -> None:  # type: ignore[override, unused-ignore]
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def held_out(seed: int, limit: int) -> list[Example]:
 
 def generate(model: Any, example: Example) -> tuple[str, bool]:
     """Return the greedy output and whether it ended by itself."""
+
     def ids(text: str, special: bool = False) -> list[int]:
         return list(model.tokenize(text.encode(), add_bos=False, special=special))
 
@@ -123,11 +125,11 @@ def main() -> None:
     args = parser.parse_args()
     model = Llama(str(args.model), n_ctx=4096, n_threads=2, verbose=False)
     results = [judge(example, *generate(model, example)) for example in held_out(args.seed, args.limit)]
-    print(table(results))
+    sys.stdout.write(table(results) + "\n")
     for result in worst(results):
         example = result.example
         shown = {"behaviour": example.behaviour, "asked": example.turns[-1][1], "wanted": example.answers[0], "wrote": result.output}
-        print(json.dumps(shown, ensure_ascii=False))
+        sys.stdout.write(json.dumps(shown, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

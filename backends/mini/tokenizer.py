@@ -55,10 +55,9 @@ class ChatFormat:
 
     def __init__(self, path: Path) -> None:
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(path))
-        self.plain: Tokenizer = Tokenizer.from_file(str(path))
-        # A tokenizer without its added tokens: what customers type can never become a control token.
-        self.plain = _without_added(self.plain)
-        self.ids = {token: self.tokenizer.token_to_id(token) for token in CONTROL + MARKERS}
+        # Without its added tokens: what customers type can never become a control token.
+        self.plain = _without_added(self.tokenizer)
+        self.ids: dict[str, int] = {token: self.tokenizer.get_vocab()[token] for token in CONTROL + MARKERS}
 
     def text(self, text: str) -> list[int]:
         return list(self.plain.encode(text).ids)

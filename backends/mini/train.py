@@ -1,8 +1,10 @@
 """Train kefu-mini from nothing: `python -m backends.mini.train`. Stops at the time budget; runs again from its checkpoint."""
 
 import argparse
+import itertools
 import json
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from backends.mini.dialogues import Example, families
-from backends.mini.model import ModelConfig, Muon, Qwen2
+from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
@@ -60,7 +62,7 @@ def drill(rng: random.Random, vocab_size: int) -> Row:
 
 
 def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
-    """Yield batches of rows of like length; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
+    """Yield batches of rows; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
     rng = random.Random(seed)
     streams = {width: families(seed * 100 + width, "train", width) for width in (3, 4, 5, 6, 8, 10)}
     while True:
@@ -68,39 +70,37 @@ def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float])
         rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(96)]
         if progress[0] < DRILL_UNTIL:
             rows[:40] = [drill(rng, chat.tokenizer.get_vocab_size()) for _ in range(40)]
-        rows.sort(key=lambda row: len(row.ids))
+            rng.shuffle(rows)
         made: list[list[Row]] = [[]]
         for row in rows:
-            if made[-1] and (len(made[-1]) + 1) * len(row.ids) > num_tokens:
+            if made[-1] and sum(len(one.ids) for one in made[-1]) + len(row.ids) > num_tokens:
                 made.append([])
             made[-1].append(row)
-        rng.shuffle(made)
         yield from made
 
 
-def tensors(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pad rows into ids, positions, attention mask, and next-token labels (-100 where nothing is learnt)."""
-    length = max(len(row.ids) for row in rows)
-
-    def padded(lists: list[list[int]], fill: int) -> Tensor:
-        return torch.tensor([line + [fill] * (length - len(line)) for line in lists])
-
-    ids, positions = padded([row.ids for row in rows], 0), padded([row.positions for row in rows], 0)
-    branches = padded([row.branches for row in rows], -1)
-    visible = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-    mask = (visible & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
-    targets = padded([[t if known else -100 for t, known in zip(row.ids, row.is_target, strict=True)] for row in rows], -100)
-    # The last prompt token of a branch predicts its first target; branches lie in sequence, so a plain shift is right.
-    labels = torch.cat((targets[:, 1:], torch.full((len(rows), 1), -100)), dim=1)
-    return ids, positions, mask, labels
+def segments_of(rows: list[Row]) -> list[Segment]:
+    """Cut rows laid end to end into shared prompts and the dialogues behind them."""
+    segments: list[Segment] = []
+    for row in rows:
+        parent = len(segments)
+        shared, *lengths = (len(list(run)) for _, run in itertools.groupby(row.branches))
+        segments.append(Segment(shared))
+        for length in lengths:
+            mask = torch.ones(length, shared + length, dtype=torch.bool).tril(shared)
+            segments.append(Segment(length, parent, mask))
+    return segments
 
 
 def loss_of(model: Qwen2, rows: list[Row]) -> tuple[Tensor, int]:
     """Return the mean loss over the learnt tokens and their number."""
-    ids, positions, mask, labels = tensors(rows)
-    hidden = model(ids, positions, mask)
-    chosen = labels != -100
-    return F.cross_entropy(model.logits(hidden[chosen]), labels[chosen]), int(chosen.sum())
+    ids = torch.tensor([token for row in rows for token in row.ids])
+    positions = torch.tensor([position for row in rows for position in row.positions])
+    known = torch.tensor([is_target for row in rows for is_target in row.is_target])
+    hidden = model(ids, positions, segments_of(rows))
+    # A target is predicted from the token before it, which is of the same dialogue: no dialogue begins with a target.
+    chosen = known[1:].nonzero()[:, 0]
+    return functional.cross_entropy(model.logits(hidden[chosen]), ids[chosen + 1]), len(chosen)
 
 
 def learning_rate(progress: float, step: int) -> float:
@@ -137,7 +137,9 @@ class Trainer:
         """Write the checkpoint whole or not at all."""
         partial = self.path.with_suffix(".partial")
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        torch.save({"model": self.model.state_dict(), "optimizers": optimizers, "state": self.state, "config": asdict(self.model.config)}, partial)
+        torch.save(
+            {"model": self.model.state_dict(), "optimizers": optimizers, "state": self.state, "config": asdict(self.model.config)}, partial
+        )
         partial.replace(self.path)
 
     def step(self, rows: list[Row]) -> None:
@@ -147,7 +149,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
         loss, num_targets = loss_of(self.model, rows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -179,7 +181,8 @@ class Trainer:
     def _report(self) -> None:
         state = self.state
         line = {**state, "tokens_per_s": round(state["tokens"] / state["seconds"]), "left_s": round(self.budget_s - state["seconds"])}
-        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+        sys.stdout.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+        sys.stdout.flush()
 
 
 def main() -> None:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from json import dumps
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from jinja2 import TemplateError, Undefined, nodes
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SOURCE_CHARS = 128 * 1024
@@ -79,18 +80,21 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if time.thread_time() > self.deadline:
             raise SecurityError("it takes too long")
 
-    def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
         self.tick()
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str) and __obj.__name__ == "replace":
-            return self._replace(owner, *args, **kwargs)
+        if isinstance(owner, str) and getattr(__obj, "__name__", "") == "replace":
+            return self._replace(owner, *args)
         return super().call(__context, __obj, *args, **kwargs)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         allowed = not isinstance(obj, str) or attr in _SAFE_STRING_METHODS
         return allowed and super().is_safe_attribute(obj, attr, value)
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
+        raise SecurityError(f"it reaches for {attribute}")
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         self.tick()
         if operator == "+" and isinstance(left, Sequence) and isinstance(right, Sequence):
             _bound(len(left) + len(right))
@@ -98,10 +102,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"it uses {operator} for more than small numbers")
         return super().call_binop(context, operator, left, right)
 
-    def _replace(self, text: object, old: object, new: object, count: int | None = None) -> str:
+    def _replace(self, text: object, old: object, new: object, count: object = -1) -> str:
         whole, old_text, new_text = _text(text), _text(old), _text(new)
         _bound(len(whole) + whole.count(old_text) * len(new_text))
-        return whole.replace(old_text, new_text, -1 if count is None else count)
+        return whole.replace(old_text, new_text, count if isinstance(count, int) else -1)
 
     def _join(self, parts: Iterable[object], separator: str = "", attribute: str | None = None) -> str:
         texts = [_text(part if attribute is None else self.getitem(part, attribute)) for part in self._ticking(parts)]

@@ -11,8 +11,8 @@ from server.chat.detokenizer import Vocabulary
 from server.chat.reasoning import CLOSE, OPEN, PlainSplitter, Splitter, TextSplitter, ThinkTags, ThoughtState, TokenSplitter
 from server.chat.stream import ChatResult, ChatStream, TextAssembler, TextDelta, TokenLogprob, Tokens
 from server.chat.template import ChatMessage, ChatTemplate
-from server.errors import InvalidRequest
 from server.effort import Effort, thinking_budget
+from server.errors import InvalidRequest
 
 __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", "CompletionJob", "TextDelta", "TokenLogprob"]
 

@@ -11,8 +11,8 @@ from typing import Literal
 from backends.protocol import ModelLoadError, Tokenizer
 from server.chat.reasoning import CLOSE, OPEN
 from server.chat.sandbox import Renderer, TemplateRefused
-from server.errors import InvalidRequest
 from server.effort import Effort
+from server.errors import InvalidRequest
 
 Role = Literal["system", "developer", "user", "assistant"]
 

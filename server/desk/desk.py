@@ -1,15 +1,13 @@
 """The desk: a customer's conversations, one answer at a time in each."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from backends.client import EngineClient
 from backends.mini.shop import Language
-from backends.protocol import ContextTooLong
 from feedback.record import Completion, Conversation, Message, Record, new_id
-from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream
+from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
 from server.desk.policy import Policies, Policy, detect_language
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Turn
@@ -17,7 +15,9 @@ from server.errors import InvalidRequest, TooManyRequests
 from server.settings import DeskSettings
 
 PUBLIC_SCOPE = "desk"
-# When a conversation outgrows the context, its oldest turns go until it fills this share: the next few turns then keep their prefix.
+Exchange = tuple[ChatMessage, ...]
+# When a conversation outgrows the context, its oldest turns go until it fills this share: the next few turns
+# then keep their prefix.
 WINDOW_SHARE = 0.75
 MAX_WINDOWS = 1000
 
@@ -33,6 +33,22 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads, and how many tokens are left for its answer."""
+
+    messages: Exchange
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the customer is told, and how to say that nobody listens any more."""
+
+    events: AsyncGenerator[Event, None]
+    hang_up: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """A conversation as the desk knows it, stored and not yet stored."""
 
@@ -44,9 +60,10 @@ class History:
 class Desk:
     """All a customer can do. Conversations of other visitors do not exist here: NotFound."""
 
-    def __init__(self, chat: ChatService, engine: EngineClient, record: Record, policies: Policies, settings: DeskSettings) -> None:
+    def __init__(self, chat: ChatService, record: Record, policies: Policies, settings: DeskSettings, wait_s: Callable[[int], int]) -> None:
+        """`wait_s` estimates the seconds until a place in the engine's queue is served."""
         self._chat = chat
-        self._engine = engine
+        self._wait_s = wait_s
         self._record = record
         self._policies = policies
         self._settings = settings
@@ -82,8 +99,8 @@ class Desk:
         if place and place.turn:
             place.turn.stop()
 
-    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> AsyncIterator[Event]:
-        """Keep a message, begin its answer, and return what happens; the same `client_message_id` again replays the kept answer.
+    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> Answer:
+        """Keep a message and begin its answer; the same `client_message_id` again replays the kept answer.
 
         Raises before anything happens: NotFound, AnswerInProgress, InvalidRequest; and, with the message kept so that it may be
         sent again, ContextTooLong, EngineBusy, EngineDown.
@@ -100,10 +117,10 @@ class Desk:
             elif asked.text != text:
                 raise InvalidRequest("this client_message_id came with another text before", param="client_message_id", code="id_reused")
             elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
-                return _replay(asked, answer)
+                return Answer(_replay(asked, answer), hang_up=lambda: None)
             place.turn = self._begin(conversation, asked, said[: said.index(asked) + 1])
             place.turn.on_end(lambda: self._places.pop(conversation_id))
-            return _follow(asked, place.turn)
+            return Answer(_follow(asked, place.turn), place.turn.hang_up)
         finally:
             if place.turn is None:
                 del self._places[conversation_id]
@@ -129,33 +146,30 @@ class Desk:
 
     def _begin(self, conversation: Conversation, asked: Message, said: list[Message]) -> Turn:
         policy = self._policies[_language(conversation, said)]
-        spec = self._engine.spec
-        stream, prompt = self._open(conversation.id, policy, _turns(said))
+        prompt = self._fit(conversation.id, policy, _turns(said))
+        spec, stream = self._chat.spec, self._chat.open(self._job(conversation.id, prompt))
 
         async def keep(answer: Message, made: Completion) -> Message:
             kept = replace(answer, reply_to_id=asked.id)
             is_stored = await self._journal.write(conversation, partial(self._record.add_message, conversation.id, kept, made), kept)
             if kept.text and kept.status != "interrupted":
-                self._chat.warm((*prompt, ChatMessage("assistant", kept.text)), PUBLIC_SCOPE, conversation.id)
+                self._chat.warm((*prompt.messages, ChatMessage("assistant", kept.text)), PUBLIC_SCOPE, conversation.id)
             return kept if is_stored else replace(kept, completion_id=None)
 
-        return Turn(stream, policy, spec, keep, self._engine.wait_s)
+        return Turn(stream, policy, spec, keep, self._wait_s)
 
-    def _open(
-        self, conversation_id: str, policy: Policy, turns: list[tuple[ChatMessage, ...]]
-    ) -> tuple[ChatStream, tuple[ChatMessage, ...]]:
-        """Open the newest turns that fit; never without the system message or the question."""
+    def _fit(self, conversation_id: str, policy: Policy, turns: list[Exchange]) -> Prompt:
+        """The newest turns that leave room for an answer; never without the system message and the question."""
+        limit = min(self._chat.spec.context_length, self._chat.spec.num_kv_tokens)
+        room = limit - min(self._settings.max_answer_tokens, limit // 4)
         first = min(self._windows.get(conversation_id, 0), len(turns) - 1)
         while True:
-            prompt = (ChatMessage("system", policy.system), *(message for turn in turns[first:] for message in turn))
-            try:
-                return self._chat.open(self._job(conversation_id, prompt)), prompt
-            except ContextTooLong as error:
-                if first == len(turns) - 1:
-                    raise
-                excess = (error.num_tokens - WINDOW_SHARE * error.limit) / error.num_tokens
-                first = _later(turns, first, excess * _num_chars(prompt))
-                self._remember_window(conversation_id, first)
+            messages = (ChatMessage("system", policy.system), *(message for turn in turns[first:] for message in turn))
+            num_tokens = len(self._chat.template.render(messages, self._settings.effort).token_ids)
+            if num_tokens <= room or first == len(turns) - 1:
+                return Prompt(messages, max(1, min(self._settings.max_answer_tokens, limit - num_tokens)))
+            first = _later(turns, first, (1 - WINDOW_SHARE * room / num_tokens) * _num_chars(messages))
+            self._remember_window(conversation_id, first)
 
     def _remember_window(self, conversation_id: str, first: int) -> None:
         self._windows.pop(conversation_id, None)
@@ -163,29 +177,24 @@ class Desk:
         if len(self._windows) > MAX_WINDOWS:
             del self._windows[next(iter(self._windows))]
 
-    def _job(self, conversation_id: str, prompt: tuple[ChatMessage, ...]) -> ChatJob:
-        sampling = replace(self._chat.default_sampling(), seed=secrets.randbits(31), max_tokens=self._settings.max_answer_tokens)
+    def _job(self, conversation_id: str, prompt: Prompt) -> ChatJob:
         return ChatJob(
-            messages=prompt,
-            sampling=sampling,
+            messages=prompt.messages,
+            sampling=replace(self._chat.default_sampling(), seed=secrets.randbits(31), max_tokens=prompt.max_tokens),
             effort=self._settings.effort,
             scope_public=PUBLIC_SCOPE,
             scope_private=conversation_id,
-            logprobs=True,
             completion_id=new_id("cmpl"),
         )
 
 
-async def _follow(asked: Message, turn: Turn) -> AsyncIterator[Event]:
-    try:
-        yield Accepted(asked.id)
-        async for event in turn.events():
-            yield event
-    finally:
-        turn.hang_up()
+async def _follow(asked: Message, turn: Turn) -> AsyncGenerator[Event, None]:
+    yield Accepted(asked.id)
+    async for event in turn.events():
+        yield event
 
 
-async def _replay(asked: Message, answer: Message) -> AsyncIterator[Event]:
+async def _replay(asked: Message, answer: Message) -> AsyncGenerator[Event, None]:
     yield Accepted(asked.id)
     yield Answering()
     yield Delta(answer.text)
@@ -201,9 +210,9 @@ def _language(conversation: Conversation, said: list[Message]) -> Language:
     return language
 
 
-def _turns(said: list[Message]) -> list[tuple[ChatMessage, ...]]:
+def _turns(said: list[Message]) -> list[Exchange]:
     """Question and answer, oldest first. Questions without an answer join the next one; sent again, they count once."""
-    turns: list[tuple[ChatMessage, ...]] = []
+    turns: list[Exchange] = []
     open_questions: list[str] = []
     for message in said:
         if message.role == "user":
@@ -215,7 +224,7 @@ def _turns(said: list[Message]) -> list[tuple[ChatMessage, ...]]:
     return turns
 
 
-def _later(turns: list[tuple[ChatMessage, ...]], first: int, num_excess_chars: float) -> int:
+def _later(turns: list[Exchange], first: int, num_excess_chars: float) -> int:
     """The first turn of a window that is smaller by about so many characters. The question stays."""
     last = len(turns) - 1
     while first < last and num_excess_chars > 0:
@@ -224,5 +233,5 @@ def _later(turns: list[tuple[ChatMessage, ...]], first: int, num_excess_chars: f
     return first
 
 
-def _num_chars(messages: tuple[ChatMessage, ...]) -> int:
+def _num_chars(messages: Exchange) -> int:
     return sum(len(message.content) for message in messages)

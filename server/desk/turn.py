@@ -1,16 +1,16 @@
 """One customer turn: the engine's stream becomes what the customer sees, and then a row on disk."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 
-from backends.protocol import EngineDied, EngineError, ModelSpec
+from backends.protocol import EngineError, ModelSpec
 from feedback.record import Completion, Message, Status, new_id
 from server.chat.service import ChatResult, ChatStream
 from server.desk.policy import FALLBACK, CitationFilter, Policy
+from server.errors import ShuttingDown
 
 PLACE_INTERVAL_S = 0.5
-KEEP_ALIVE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,7 @@ class Failed:
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
-class KeepAlive:
-    """Nothing happened for a while."""
-
-
-Event = Accepted | Queued | Thinking | Answering | Delta | Done | Failed | KeepAlive
+Event = Accepted | Queued | Thinking | Answering | Delta | Done | Failed
 Keep = Callable[[Message, Completion], Awaitable[Message]]
 
 
@@ -83,13 +78,10 @@ class Turn:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Everything the customer is told; exactly one Done or Failed, last."""
         while True:
-            try:
-                event = await asyncio.wait_for(self._events.get(), KEEP_ALIVE_S)
-            except TimeoutError:
-                event = KeepAlive()
+            event = await self._events.get()
             yield event
             if isinstance(event, Done | Failed):
                 return
@@ -124,9 +116,7 @@ class Turn:
         try:
             async with self._stream:
                 await self._hear()
-            if self._stream.result.finish_reason == "error":
-                raise EngineDied("the engine gave up on this answer")
-        except EngineError as error:
+        except (EngineError, ShuttingDown) as error:
             self._status = "interrupted"
             await self._finish()
             return Failed(error)

@@ -8,14 +8,18 @@ from pathlib import Path
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from feedback.record import new_id
+from server.errors import Unauthorized
 
 TOKEN_LIFETIME_S = 30 * 60
 RENEWABLE_S = 30 * 24 * 3600
 PURPOSE = "kefu.desk.visitor"
 
 
-class InvalidToken(Exception):
+class InvalidToken(Unauthorized):
     """The token is missing, forged, expired or was signed for something else: which of these is not told."""
+
+    def __init__(self) -> None:
+        super().__init__("this call needs a valid visitor token: send it as `Authorization: Bearer TOKEN`", code="invalid_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Visitors:
         try:
             visitor_id = self._current_signer().loads(token, max_age=max_age_s)
         except (BadSignature, UnicodeError) as error:
-            raise InvalidToken("the visitor token is not valid") from error
+            raise InvalidToken from error
         return str(visitor_id)
 
     def _current_signer(self) -> URLSafeTimedSerializer:

@@ -17,11 +17,6 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Vary": "Accept-Language",
 }
-COMMON_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 
@@ -80,7 +75,7 @@ def _render_all(assets: Assets) -> dict[str, bytes]:
 
 def _respond(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:
     etag = f'"{sha256(content).hexdigest()[:20]}"'
-    sent = {**COMMON_HEADERS, **headers, "ETag": etag}
+    sent = {**headers, "ETag": etag}
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=sent)
     return Response(content, media_type=media_type, headers=sent)

@@ -14,19 +14,10 @@ GOOD_TAGS = frozenset({"helpful", "clear", "quick"})
 BAD_TAGS = frozenset({"wrong", "outdated", "unclear", "not_my_question", "too_long", "impolite"})
 
 
-def _writable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain the NUL character")
-    return text
-
-
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must say something")
     return text
-
-
-Text = Annotated[str, AfterValidator(_writable)]
 
 
 class _Request(BaseModel):
@@ -42,8 +33,8 @@ class ConversationRequest(_Request):
 
 
 class MessageRequest(_Request):
-    text: Annotated[Text, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
-    client_message_id: Annotated[UUID, Field(strict=False)]
+    text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
+    client_message_id: UUID
 
 
 class SignalRequest(_Request):
@@ -53,8 +44,8 @@ class SignalRequest(_Request):
     kind: Literal["thumb"]
     value: Literal[1, -1]
     tags: Annotated[list[str], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
-    comment: Annotated[Text, Field(max_length=MAX_COMMENT_CHARS)] | None = None
-    idempotency_key: Annotated[UUID, Field(strict=False)]
+    comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] | None = None
+    idempotency_key: UUID
 
     @model_validator(mode="after")
     def _tags_fit(self) -> "SignalRequest":

@@ -44,20 +44,26 @@ def _refuses(what: str, *harmless: object) -> BeforeValidator:
 
     def check(value: object) -> None:
         if value is None or any(type(value) is type(each) and value == each for each in harmless):
-            return None
+            return
         raise PydanticCustomError("unsupported", "{what} is not supported", {"what": what})
 
     return BeforeValidator(check)
 
 
 def _one_choice(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 128:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a valid integer")
+    if isinstance(value, int) and 2 <= value <= 128:
         raise PydanticCustomError("unsupported", "more than one choice is not supported")
     return value
 
 
-def _stops(value: str | list[str] | None) -> list[str]:
-    stops = [value] if isinstance(value, str) else value or []
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _stops(value: list[str] | None) -> tuple[str, ...]:
+    stops = tuple(value or ())
     if not all(stops) or any(len(stop) > MAX_STOP_CHARS for stop in stops):
         raise ValueError(f"a stop string has 1 to {MAX_STOP_CHARS} characters")
     return stops
@@ -87,11 +93,21 @@ def _part(value: object) -> object:
     return value
 
 
+def _string_or_array(value: object) -> str | None:
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
+
+
+def _single(value: object) -> object:
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        raise PydanticCustomError("unsupported", "more than one prompt is not supported")
+    return value
+
+
 Part = Annotated[_Text, BeforeValidator(_part)]
 Content = Annotated[
     Annotated[str, Tag("string")] | Annotated[Annotated[list[Part], Field(min_length=1)], Tag("array")],
     Discriminator(
-        lambda value: "string" if isinstance(value, str) else "array" if isinstance(value, list) else None,
+        _string_or_array,
         custom_error_type="content_type",
         custom_error_message="content must be a string or an array of text parts",
     ),
@@ -129,11 +145,21 @@ class AssistantMessage(_Message):
 
 
 def _known_role(value: object) -> object:
-    if isinstance(value, dict) and value.get("role") in ("tool", "function"):
+    role = value.get("role") if isinstance(value, dict) else "user"
+    if role in ("tool", "function"):
         raise PydanticCustomError("unsupported", "tool messages are not supported", {"below": "role"})
+    if role not in ("system", "developer", "user", "assistant"):
+        raise PydanticCustomError("role", "role must be system, developer, user or assistant", {"below": "role"})
     return value
 
 
+Prompt = Annotated[
+    Annotated[str, Tag("string")] | Annotated[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)], Tag("array")],
+    Discriminator(
+        _string_or_array, custom_error_type="prompt_type", custom_error_message="prompt must be a string or an array of token ids"
+    ),
+    BeforeValidator(_single),
+]
 Message = Annotated[
     Annotated[SystemMessage | DeveloperMessage | UserMessage | AssistantMessage, Field(discriminator="role")], BeforeValidator(_known_role)
 ]
@@ -162,7 +188,7 @@ class _Generation(_Strict):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     logit_bias: Annotated[dict[str, float] | None, AfterValidator(_biases)] = None
-    stop: Annotated[str | Annotated[list[str], Field(max_length=4)] | None, AfterValidator(_stops)] = None
+    stop: Annotated[list[str] | None, Field(max_length=4), BeforeValidator(_as_list), AfterValidator(_stops)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[Literal[1] | None, BeforeValidator(_one_choice)] = None
@@ -264,7 +290,7 @@ class ChatCompletionRequest(_Generation):
 class CompletionRequest(_Generation):
     """`POST /v1/completions`: text or token ids to continue as they stand."""
 
-    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    prompt: Prompt
     best_of: Annotated[Literal[1] | None, BeforeValidator(_one_choice)] = None
     echo: Annotated[None, _refuses("echoing the prompt", False)] = None
     suffix: Annotated[None, _refuses("a suffix", "")] = None

@@ -11,11 +11,6 @@ from feedback.signals import Signals
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     database = Database.in_folder(tmp_path / "data")
     yield database

@@ -8,12 +8,12 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from backends.mini.shop import load_shop
@@ -42,6 +42,7 @@ class Desk:
     messages: list[dict[str, object]] = field(default_factory=list)
     signals: list[dict[str, object]] = field(default_factory=list)
     asked: list[dict[str, str]] = field(default_factory=list)
+    language: str = "en"
     num_conversations: int = 0
     num_visitors: int = 0
     answering: bool = False
@@ -52,14 +53,21 @@ class Desk:
         self.__init__()  # type: ignore[misc]
 
     def store(self, role: str, text: str, **more: object) -> dict[str, object]:
-        message: dict[str, object] = {"message_id": f"msg_{next(self.ids)}", "role": role, "text": text, "citations": [], "status": "complete", **more}
+        message: dict[str, object] = {
+            "message_id": f"msg_{next(self.ids)}",
+            "role": role,
+            "text": text,
+            "citations": [],
+            "status": "complete",
+            **more,
+        }
         self.messages.append(message)
         return message
 
-    def answer(self, text: str, status: str, finish_reason: str, language: str) -> dict[str, object]:
+    def answer(self, text: str, status: str, finish_reason: str) -> dict[str, object]:
         cited = [
             {"number": number, "passage_id": passage.id, "title": passage.title, "text": passage.text}
-            for number, passage in enumerate(load_shop("zh" if language == "zh" else "en").passages, 1)
+            for number, passage in enumerate(load_shop("zh" if self.language == "zh" else "en").passages, 1)
             if f"[{number}]" in text
         ]
         completion_id = f"chatcmpl-{next(self.ids)}"
@@ -72,7 +80,7 @@ def sse(name: str, data: object) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
-async def play(desk: Desk, language: str) -> AsyncIterator[bytes]:
+async def play(desk: Desk) -> AsyncIterator[bytes]:
     scene = desk.scene
     said = ""
     yield sse("accepted", {"message_id": "msg_x"})
@@ -93,69 +101,43 @@ async def play(desk: Desk, language: str) -> AsyncIterator[bytes]:
         yield sse("error", {"error": {"message": "the engine stopped", "type": "server_error", "param": None, "code": "engine_died"}})
     elif scene.ending != "cut":
         status = "stopped" if desk.stopped else scene.ending
-        yield sse("done", {"message": desk.answer(said, status, scene.finish_reason, language)})
+        yield sse("done", {"message": desk.answer(said, status, scene.finish_reason)})
 
 
 def create_app(desk: Desk) -> FastAPI:
     app = FastAPI()
     app.include_router(pages_router())
-    language = "en"
+    app.include_router(_public_routes(desk))
+    app.include_router(_conversation_routes(desk))
 
     @app.exception_handler(NotFound)
     async def not_found(request: Request, error: NotFound) -> Response:
         return JSONResponse(error_object(error), 404)
 
     @app.middleware("http")
-    async def refuse(request: Request, proceed):  # type: ignore[no-untyped-def]
+    async def refuse(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
         waiting = desk.refusals.get(request.url.path.rsplit("/", 1)[-1])
         if waiting and (status := waiting.pop(0)):
             return JSONResponse({"error": {"message": "no", "type": "t", "param": None, "code": None}}, status)
         return await proceed(request)
 
-    @app.post("/desk/visitors", status_code=201)
+    return app
+
+
+def _public_routes(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix="/desk")
+
+    @router.post("/visitors", status_code=201)
     async def visitors() -> dict[str, object]:
         desk.num_visitors += 1
         return {"visitor_id": "v", "token": f"token-{desk.num_visitors}", "expires_in_s": 1800}
 
-    @app.get("/desk/shop")
+    @router.get("/shop")
     async def shop(language: str) -> dict[str, object]:
         shop = load_shop("zh" if language == "zh" else "en")
         return {"name": shop.name, "greeting": shop.greeting, "suggestions": shop.suggestions, "passages": []}
 
-    @app.post("/desk/conversations", status_code=201)
-    async def conversations(request: Request) -> dict[str, object]:
-        nonlocal language
-        language = (await request.json())["language"]
-        desk.num_conversations += 1
-        desk.messages.clear()
-        return {"conversation_id": f"conv_{desk.num_conversations}", "language": language, "messages": []}
-
-    @app.get("/desk/conversations/current")
-    async def current() -> dict[str, object]:
-        if not desk.num_conversations:
-            raise NotFound("no such conversation")
-        return {
-            "conversation_id": f"conv_{desk.num_conversations}",
-            "language": language,
-            "messages": desk.messages,
-            "answering": desk.answering,
-        }
-
-    @app.post("/desk/conversations/{conversation_id}/messages")
-    async def messages(conversation_id: str, request: Request) -> StreamingResponse:
-        asked = await request.json()
-        if asked["client_message_id"] not in [each["client_message_id"] for each in desk.asked]:
-            desk.store("user", asked["text"])
-        desk.asked.append(asked)
-        desk.answering, desk.stopped = True, False
-        return StreamingResponse(play(desk, language), media_type="text/event-stream")
-
-    @app.post("/desk/conversations/{conversation_id}/stop", status_code=202)
-    async def stop(conversation_id: str) -> dict[str, object]:
-        desk.stopped = True
-        return {}
-
-    @app.post("/desk/signals", status_code=201)
+    @router.post("/signals", status_code=201)
     async def signals(request: Request) -> dict[str, object]:
         signal = await request.json()
         desk.signals.append(signal)
@@ -164,7 +146,41 @@ def create_app(desk: Desk) -> FastAPI:
                 message["thumb"] = signal["value"]
         return {"signal_id": f"sig_{len(desk.signals)}"}
 
-    return app
+    return router
+
+
+def _conversation_routes(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix="/desk/conversations")
+
+    @router.post("", status_code=201)
+    async def open_conversation(request: Request) -> dict[str, object]:
+        desk.language = (await request.json())["language"]
+        desk.num_conversations += 1
+        desk.messages.clear()
+        return {"conversation_id": f"conv_{desk.num_conversations}", "language": desk.language, "messages": []}
+
+    @router.get("/current")
+    async def current() -> dict[str, object]:
+        if not desk.num_conversations:
+            raise NotFound("no such conversation")
+        conversation_id = f"conv_{desk.num_conversations}"
+        return {"conversation_id": conversation_id, "language": desk.language, "messages": desk.messages, "answering": desk.answering}
+
+    @router.post("/{conversation_id}/messages")
+    async def messages(conversation_id: str, request: Request) -> StreamingResponse:
+        asked = await request.json()
+        if asked["client_message_id"] not in [each["client_message_id"] for each in desk.asked]:
+            desk.store("user", asked["text"])
+        desk.asked.append(asked)
+        desk.answering, desk.stopped = True, False
+        return StreamingResponse(play(desk), media_type="text/event-stream")
+
+    @router.post("/{conversation_id}/stop", status_code=202)
+    async def stop(conversation_id: str) -> dict[str, object]:
+        desk.stopped = True
+        return {}
+
+    return router
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def draw(page: Page, *steps: str) -> str:
         ("请在**30 天**内退货", "<p>请在<strong>30 天</strong>内退货</p>"),
         ("2 * 3 * 4 and snake_case_name", "<p>2 * 3 * 4 and snake_case_name</p>"),
         ("say `a < b && *c*`", "<p>say <code>a &lt; b &amp;&amp; *c*</code></p>"),
-        ("- tea\n- pots\n\n1. one\n2. two", "<ul><li>tea</li><li>pots</li></ul><ol start=\"1\"><li>one</li><li>two</li></ol>"),
+        ("- tea\n- pots\n\n1. one\n2. two", '<ul><li>tea</li><li>pots</li></ul><ol start="1"><li>one</li><li>two</li></ol>'),
         ("3. three\n\n4. four", '<ol start="3"><li>three</li><li>four</li></ol>'),
         ("- tea\n  green", "<ul><li>tea<br>green</li></ul>"),
         ("## Returns\nWithin **30** days", "<p><strong>Returns</strong></p><p>Within <strong>30</strong> days</p>"),

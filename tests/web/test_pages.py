@@ -9,7 +9,9 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from server.errors import NotFound, error_object
+from server.middleware import Door, Traffic
 from server.routes.pages import choose_language, pages_router
+from server.settings import ServerSettings
 from web import load_assets
 
 
@@ -22,7 +24,8 @@ def client() -> Iterator[TestClient]:
     async def not_found(request: Request, error: NotFound) -> JSONResponse:
         return JSONResponse(error_object(error), 404)
 
-    with TestClient(app) as client:
+    door = Door(app, ServerSettings(), Traffic(), lambda *seen: None)
+    with TestClient(door, base_url="http://localhost") as client:
         yield client
 
 

@@ -29,7 +29,9 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[tuple[str, str]]]:
     for name, lines in events:
         newline = draw(newlines)
         fields = [f"data: {line}" if line.startswith(" ") or draw(st.booleans()) else f"data:{line}" for line in lines]
-        fields += [f"event: {name}"] * (name is not None) + draw(st.lists(st.sampled_from([": keep-alive", "id: 7", "retry: 5", "nonsense"])))
+        fields += [f"event: {name}"] * (name is not None) + draw(
+            st.lists(st.sampled_from([": keep-alive", "id: 7", "retry: 5", "nonsense"]))
+        )
         text += newline.join([*draw(st.permutations(fields)), "", ""]) if len(lines) == 1 else newline.join([*fields, "", ""])
         text += draw(st.sampled_from(["", f": keep-alive{newline}{newline}"]))
     return text.encode(), [(name or "message", "\n".join(lines)) for name, lines in events]

@@ -61,6 +61,7 @@ export class Answer {
   // Says what happened and offers the next step; what was written so far stays.
   fail(problem, next, onNext) {
     this.#quiet();
+    this.#view.draw(this.#text);
     const box = clone("problem");
     part(box, "what").textContent = problem;
     part(box, "next").textContent = next;
@@ -98,7 +99,7 @@ export class Answer {
 
   #plainText() {
     const copy = part(this.node, "text").cloneNode(true);
-    copy.querySelectorAll(".citation").forEach((button) => button.remove());
+    copy.querySelectorAll(".citation").forEach(({ parentElement: tied }) => (tied.textContent = tied.firstChild.data.trimEnd()));
     copy.querySelectorAll("br").forEach((line) => line.replaceWith("\n"));
     return [...copy.children].map((block) => [...(block.matches("ul, ol") ? block.children : [block])].map((line) => line.textContent.trim()).join("\n")).join("\n\n");
   }

@@ -29,7 +29,7 @@ const PROBLEM_BY_CODE = {
   queue_full: "busy",
   shutting_down: "down",
 };
-const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "busy", 503: "down" };
+const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "too_fast", 503: "down" };
 const problemOf = (status, code) => PROBLEM_BY_CODE[code] ?? PROBLEM_BY_STATUS[status] ?? "server";
 
 export class Desk {

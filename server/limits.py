@@ -1,0 +1,58 @@
+"""How much one caller may ask for. Time is an argument, from a monotonic clock."""
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server.errors import TooManyRequests
+
+MAX_CALLERS = 10_000
+
+
+class RateLimit:
+    """A token bucket per caller: `burst` at once, then `per_minute`. Remembers the last MAX_CALLERS callers."""
+
+    def __init__(self, per_minute: float, burst: int) -> None:
+        self._per_s = per_minute / 60
+        self._burst = burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str, now: float) -> None:
+        """Use one. Raises TooManyRequests, and uses none, when the bucket is empty."""
+        level, filled_at = self._buckets.pop(caller, (float(self._burst), now))
+        level = min(self._burst, level + (now - filled_at) * self._per_s)
+        allowed = level >= 1
+        self._buckets[caller] = (level - allowed, now)
+        if len(self._buckets) > MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        if not allowed:
+            raise TooManyRequests("too many requests; please slow down", retry_after_s=math.ceil((1 - level) / self._per_s))
+
+
+class InFlight:
+    """How many requests each caller has open."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: Counter[str] = Counter()
+
+    def enter(self, caller: str) -> None:
+        """One more. Raises TooManyRequests at the limit."""
+        if self._open[caller] >= self._limit:
+            raise TooManyRequests(f"at most {self._limit} requests at once", retry_after_s=1)
+        self._open[caller] += 1
+
+    def leave(self, caller: str) -> None:
+        self._open[caller] -= 1
+        if not self._open[caller]:
+            del self._open[caller]
+
+    @contextmanager
+    def held(self, caller: str) -> Iterator[None]:
+        """One more, for as long as the block lasts."""
+        self.enter(caller)
+        try:
+            yield
+        finally:
+            self.leave(caller)

@@ -1,0 +1,183 @@
+"""The desk's API: what the chat page calls."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import ExitStack
+from ipaddress import ip_address, ip_network
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from backends.mini.shop import Language, Shop
+from feedback.record import Message
+from feedback.signals import Signals, Thumb
+from server.body import body
+from server.desk.desk import Answer, Desk
+from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Thinking
+from server.desk.visitors import InvalidToken, VisitorPass, Visitors
+from server.errors import error_object
+from server.limits import InFlight, RateLimit
+from server.schema.desk import (
+    ConversationReply,
+    ConversationRequest,
+    EmptyRequest,
+    MessageReply,
+    MessageRequest,
+    ShopReply,
+    SignalReply,
+    SignalRequest,
+    VisitorReply,
+)
+from server.settings import DeskSettings
+from server.sse import EventStream, sse_event
+
+# One address may be a household or an office: it gets what this many visitors get.
+VISITORS_PER_ADDRESS = 6
+SIGNALS_PER_DAY = 60
+
+
+class DeskLimits:
+    """How much one visitor, and all visitors of one address, may ask for."""
+
+    def __init__(self, settings: DeskSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        per_minute = settings.messages_per_minute
+        self._clock = clock
+        self._admissions = RateLimit(settings.visitors_per_minute, max(1, int(settings.visitors_per_minute)))
+        self._messages = RateLimit(per_minute, max(1, int(per_minute)))
+        self._address_messages = RateLimit(per_minute * VISITORS_PER_ADDRESS, max(1, int(per_minute * VISITORS_PER_ADDRESS)))
+        self._address_signals = RateLimit(SIGNALS_PER_DAY / (24 * 60), SIGNALS_PER_DAY)
+        self.answers = InFlight(settings.max_in_flight * VISITORS_PER_ADDRESS)
+
+    def admit(self, address: str) -> None:
+        """A new visitor. This and the next two raise TooManyRequests."""
+        self._admissions.take(address, self._clock())
+
+    def send(self, visitor_id: str, address: str) -> None:
+        """A message."""
+        self._messages.take(visitor_id, self._clock())
+        self._address_messages.take(address, self._clock())
+
+    def vote(self, address: str) -> None:
+        """A signal; how many of a visitor's count is the ledger's business."""
+        self._address_signals.take(address, self._clock())
+
+
+def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> APIRouter:
+    """Routes under /desk. Every call but the first two is made by a visitor, and sees only what is theirs."""
+    router = APIRouter(prefix="/desk")
+
+    async def visitor_of(request: Request) -> str:
+        return visitors.visitor_id(_token(request))
+
+    visitor = Annotated[str, Depends(visitor_of)]
+
+    @router.post("/visitors", tags=["public"], status_code=201, dependencies=[Depends(body(EmptyRequest))])
+    async def admit(request: Request, response: Response) -> VisitorReply:
+        """A visitor: the same one again when the token can still be renewed (200), else a new one (201)."""
+        try:
+            admitted: VisitorPass = visitors.renew(_token(request))
+            response.status_code = 200
+        except InvalidToken:
+            limits.admit(_address(request))
+            admitted = visitors.admit()
+        return VisitorReply.model_validate(admitted)
+
+    @router.get("/shop", tags=["public"])
+    async def shop(language: Language) -> ShopReply:
+        return ShopReply.model_validate(shops[language])
+
+    @router.post("/conversations", tags=["visitor"], status_code=201)
+    async def open_conversation(
+        request: Request, visitor_id: visitor, wanted: Annotated[ConversationRequest, Depends(body(ConversationRequest))]
+    ) -> ConversationReply:
+        limits.send(visitor_id, _address(request))
+        opened = await desk.open_conversation(visitor_id, wanted.language)
+        return ConversationReply(conversation_id=opened.id, language=opened.language, messages=[])
+
+    @router.get("/conversations/current", tags=["visitor"])
+    async def current(visitor_id: visitor) -> ConversationReply:
+        history = await desk.current(visitor_id)
+        messages = [MessageReply.model_validate(message) for message in history.messages]
+        conversation = history.conversation
+        return ConversationReply(
+            conversation_id=conversation.id, language=conversation.language, messages=messages, answering=history.answering
+        )
+
+    @router.post("/conversations/{conversation_id}/messages", tags=["visitor"])
+    async def ask(
+        conversation_id: str, request: Request, visitor_id: visitor, sent: Annotated[MessageRequest, Depends(body(MessageRequest))]
+    ) -> Response:
+        """The answer as server-sent events; see `_frame` for what they carry."""
+        address = _address(request)
+        limits.send(visitor_id, address)
+        with ExitStack() as held:
+            held.enter_context(limits.answers.held(address))
+            answer = await desk.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id))
+            return _stream(answer, held.pop_all())
+
+    @router.post("/conversations/{conversation_id}/stop", tags=["visitor"], status_code=202, dependencies=[Depends(body(EmptyRequest))])
+    async def stop(conversation_id: str, visitor_id: visitor) -> dict[str, str]:
+        await desk.stop(visitor_id, conversation_id)
+        return {}
+
+    @router.post("/signals", tags=["visitor"], status_code=201)
+    async def signal(
+        request: Request, response: Response, visitor_id: visitor, said: Annotated[SignalRequest, Depends(body(SignalRequest))]
+    ) -> SignalReply:
+        """Keep a vote: on disk before the reply. The same key again is the same signal (200)."""
+        limits.vote(_address(request))
+        thumb = Thumb(said.completion_id, said.value, tuple(said.tags), said.comment or None, str(said.idempotency_key))
+        receipt = await signals.vote(visitor_id, thumb)
+        response.status_code = 201 if receipt.is_new else 200
+        return SignalReply.model_validate(receipt)
+
+    return router
+
+
+def _token(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _address(request: Request) -> str:
+    """Who shares limits: an IPv4 address, or an IPv6 /64, which is one subscriber."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ip_network((address, 64), strict=False))
+
+
+def _stream(answer: Answer, held: ExitStack) -> EventStream:
+    async def frames() -> AsyncGenerator[bytes, None]:
+        async for event in answer.events:
+            yield _frame(event)
+
+    def hang_up() -> None:
+        answer.hang_up()
+        held.close()
+
+    return EventStream(frames(), hang_up)
+
+
+def _frame(event: Event) -> bytes:
+    match event:
+        case Accepted(message_id):
+            return sse_event("accepted", {"message_id": message_id})
+        case Queued(place, eta_s):
+            return sse_event("state", {"state": "queued", "place": place, "eta_s": eta_s})
+        case Thinking():
+            return sse_event("state", {"state": "thinking"})
+        case Answering():
+            return sse_event("state", {"state": "answering"})
+        case Delta(text):
+            return sse_event("delta", {"text": text})
+        case Done(message):
+            return sse_event("done", {"message": _on_the_wire(message)})
+        case Failed(error):
+            return sse_event("error", error_object(error))
+
+
+def _on_the_wire(message: Message) -> dict[str, object]:
+    return MessageReply.model_validate(message).model_dump()

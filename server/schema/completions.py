@@ -1,0 +1,158 @@
+"""The OpenAI wire: what `/v1` sends. A stream's chunks have everything but their text encoded beforehand."""
+
+from typing import Literal
+
+import msgspec
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class LogprobEntry(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(msgspec.Struct):
+    content: list[LogprobEntry]
+    refusal: None = None
+
+
+class AssistantMessage(msgspec.Struct, omit_defaults=True):
+    """Both names that clients know for a thought carry it."""
+
+    role: str
+    content: str
+    refusal: None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: AssistantMessage
+    finish_reason: str
+    logprobs: Logprobs | None
+
+
+class TextChoice(msgspec.Struct):
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: None = None
+
+
+class Completion(msgspec.Struct):
+    """A whole answer, as chat or as text."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice] | list[TextChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class Model(msgspec.Struct):
+    id: str
+    created: int
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "kefu"
+
+
+class ModelList(msgspec.Struct):
+    data: list[Model]
+    object: str = "list"
+
+
+def usage(num_prompt: int, num_completion: int, num_cached: int, num_reasoning: int) -> Usage:
+    """Token counts; thoughts are part of the completion."""
+    total = num_prompt + num_completion
+    return Usage(num_prompt, num_completion, total, PromptDetails(num_cached), CompletionDetails(num_reasoning))
+
+
+def logprob_entry(data: bytes, logprob: float, top: tuple[tuple[bytes, float], ...]) -> LogprobEntry:
+    """One token, with the likeliest tokens in its place."""
+    others = [TopLogprob(_text(other), other_logprob, list(other)) for other, other_logprob in top]
+    return LogprobEntry(_text(data), logprob, list(data), others)
+
+
+def chat_choice(content: str, reasoning: str, finish_reason: str, logprobs: Logprobs | None) -> ChatChoice:
+    """The one choice of a chat answer. A thought that did not happen is left out."""
+    thought = reasoning or None
+    return ChatChoice(0, AssistantMessage("assistant", content, None, thought, thought), finish_reason, logprobs)
+
+
+class ChunkWriter:
+    """Writes the chunks of one stream. With `counts_usage` every chunk says `usage: null` until the last, which counts."""
+
+    def __init__(self, completion: Completion, *, counts_usage: bool) -> None:
+        kind = "chat.completion.chunk" if completion.object == "chat.completion" else "text_completion"
+        fields = {
+            "id": completion.id,
+            "object": kind,
+            "created": completion.created,
+            "model": completion.model,
+            "system_fingerprint": completion.system_fingerprint,
+        }
+        self._head = b"data: " + _encode(fields)[:-1] + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if counts_usage else b"]}\n\n"
+        self._delta = self._head + b'{"index":0,"delta":{"content":'
+        self._thought = self._head + b'{"index":0,"delta":{"reasoning_content":'
+        self._text = self._head + b'{"index":0,"text":'
+        self._open = b',"finish_reason":null,"logprobs":null}' + self._tail
+
+    def role(self) -> bytes:
+        """The first chunk of a chat: who speaks."""
+        return self._delta + b'"","role":"assistant","refusal":null}' + self._open
+
+    def content(self, text: str, logprobs: Logprobs | None = None) -> bytes:
+        if logprobs is None:
+            return self._delta + _encode(text) + b"}" + self._open
+        return self._delta + _encode(text) + b'},"finish_reason":null,"logprobs":' + _encode(logprobs) + b"}" + self._tail
+
+    def reasoning(self, text: str) -> bytes:
+        encoded = _encode(text)
+        return self._thought + encoded + b',"reasoning":' + encoded + b"}" + self._open
+
+    def text(self, text: str) -> bytes:
+        """A chunk of a text completion."""
+        return self._text + _encode(text) + self._open
+
+    def chat_end(self, finish_reason: str) -> bytes:
+        """The last chunk with a choice."""
+        return self._head + b'{"index":0,"delta":{},"logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
+
+    def text_end(self, finish_reason: str) -> bytes:
+        return self._text + b'"","logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
+
+    def usage(self, counts: Usage) -> bytes:
+        """The chunk that counts; it has no choices."""
+        return self._head + b'],"usage":' + _encode(counts) + b"}\n\n"
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

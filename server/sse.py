@@ -1,0 +1,104 @@
+"""Server-sent events, and work that ends when nobody waits for it any more."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+KEEP_ALIVE_S = 10.0
+# A reader that takes nothing for this long is gone; until then the transport's own limit bounds what waits for it.
+SEND_TIMEOUT_S = 30.0
+CLIENT_CLOSED_REQUEST = 499
+_KEEP_ALIVE = b": keep-alive\n\n"
+T = TypeVar("T")
+
+
+class HungUp(Exception):
+    """The client closed the connection before its response was complete."""
+
+
+def sse_data(value: object) -> bytes:
+    """One unnamed event."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def sse_event(name: str, value: object) -> bytes:
+    """One named event."""
+    return b"event: " + name.encode() + b"\n" + sse_data(value)
+
+
+async def until_hang_up(
+    receive: Receive, work: Coroutine[object, object, T], on_idle: Callable[[], Awaitable[None]] | None = None
+) -> T:
+    """Do `work`; when the client goes first, cancel it and raise HungUp. The request body must have been read before.
+
+    `on_idle` is called every KEEP_ALIVE_S while it takes.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+    try:
+        while True:
+            await asyncio.wait({task, gone}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise HungUp
+            if on_idle is not None:
+                await on_idle()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends what `chunks` yields, each as it comes, with a comment line whenever it is silent for long.
+
+    Everything up to the generator's first chunk happens before the first byte: what it raises until then becomes an ordinary
+    error response, so the first chunk should come at once. It is closed in any case, soon after the client is gone.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None) -> None:
+        fixed = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(status_code=200, headers={**fixed, **(headers or {})}, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._chunks = chunks
+        self._is_silent = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def keep_alive() -> None:
+            if self._is_silent:
+                await self._send(send, _KEEP_ALIVE)
+            self._is_silent = True
+
+        try:
+            first = await anext(self._chunks)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._send(send, first)
+            await until_hang_up(receive, self._send_all(send), keep_alive)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except HungUp:
+            return
+        finally:
+            await self._chunks.aclose()
+
+    async def _send_all(self, send: Send) -> None:
+        async for chunk in self._chunks:
+            self._is_silent = False
+            await self._send(send, chunk)
+
+    @staticmethod
+    async def _send(send: Send, chunk: bytes) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TimeoutError:
+            raise HungUp from None

@@ -1,0 +1,117 @@
+"""Only a token that this desk signed, for this purpose, not long ago, names a visitor."""
+
+import base64
+import json
+import os
+from pathlib import Path
+
+import pytest
+from itsdangerous import URLSafeSerializer, URLSafeTimedSerializer
+
+from server.desk.visitors import PURPOSE, RENEWABLE_S, TOKEN_LIFETIME_S, InvalidToken, Visitors
+
+NOW_S = 1_800_000_000
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return tmp_path / "visitor.key"
+
+
+class Time:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = NOW_S
+        monkeypatch.setattr("itsdangerous.timed.time.time", lambda: self.now_s)
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    return Time(monkeypatch)
+
+
+def test_a_token_names_its_visitor_until_it_expires(key_file: Path, time: Time) -> None:
+    visitors = Visitors(key_file)
+    admitted = visitors.admit()
+    time.now_s += TOKEN_LIFETIME_S
+    assert visitors.visitor_id(admitted.token) == admitted.visitor_id
+    time.now_s += 1
+    with pytest.raises(InvalidToken):
+        visitors.visitor_id(admitted.token)
+
+
+def test_renewal_keeps_the_visitor_for_a_month_after_the_last_token(key_file: Path, time: Time) -> None:
+    visitors = Visitors(key_file)
+    admitted = visitors.admit()
+    time.now_s += RENEWABLE_S
+    renewed = visitors.renew(admitted.token)
+    assert renewed.visitor_id == admitted.visitor_id
+    assert visitors.visitor_id(renewed.token) == admitted.visitor_id
+    time.now_s += 1
+    with pytest.raises(InvalidToken):
+        visitors.renew(admitted.token)
+
+
+def test_a_token_from_the_future_is_refused(key_file: Path, time: Time) -> None:
+    visitors = Visitors(key_file)
+    admitted = visitors.admit()
+    time.now_s -= 3600
+    with pytest.raises(InvalidToken):
+        visitors.visitor_id(admitted.token)
+
+
+def unsigned(claims: dict[str, object]) -> str:
+    parts = ({"alg": "none", "typ": "JWT"}, claims)
+    return ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
+
+
+def test_forged_and_foreign_tokens_are_refused(key_file: Path, tmp_path: Path) -> None:
+    visitors = Visitors(key_file)
+    token = visitors.admit().token
+    key = key_file.read_text().split()[-1]
+    forged = [
+        "",
+        " ",
+        "vis_aaaaaaaaaaaaaaaaaaaa",
+        token[:-1] + ("A" if token[-1] != "A" else "B"),
+        "x" + token,
+        token + ".",
+        token.replace(".", "..", 1),
+        Visitors(tmp_path / "other.key").admit().token,
+        str(URLSafeTimedSerializer(key, salt="kefu.console.agent").dumps("vis_a")),
+        str(URLSafeSerializer(key, salt=PURPOSE).dumps("vis_a")),
+        unsigned({"sub": "vis_a"}),
+        "' OR 1=1--",
+        "é" * 10,
+        "a" * 10_000,
+        "\udc80",
+    ]
+    for each in forged:
+        for read in (visitors.visitor_id, visitors.renew):
+            with pytest.raises(InvalidToken):
+                read(each)
+
+
+def test_an_added_key_signs_and_a_deleted_one_stops_counting_at_once(key_file: Path) -> None:
+    visitors = Visitors(key_file)
+    old = visitors.admit()
+    key_file.write_text(key_file.read_text() + "another-key-of-some-length\n")
+    os.utime(key_file, ns=(1, 1))
+    new = visitors.admit()
+    assert visitors.visitor_id(old.token) == old.visitor_id
+    key_file.write_text("another-key-of-some-length\n")
+    os.utime(key_file, ns=(2, 2))
+    assert visitors.visitor_id(new.token) == new.visitor_id
+    with pytest.raises(InvalidToken):
+        visitors.visitor_id(old.token)
+
+
+def test_the_key_outlives_the_process_and_is_its_owners(key_file: Path) -> None:
+    token = Visitors(key_file).admit().token
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    Visitors(key_file).visitor_id(token)
+
+
+def test_an_empty_key_file_signs_nothing(key_file: Path) -> None:
+    key_file.touch()
+    with pytest.raises(ValueError, match="holds no key"):
+        Visitors(key_file).admit()
