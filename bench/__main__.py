@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
     if options.peer:
         rows += measure_peer(plan, rows, programs)
     console.print(rows_table(rows, SPEED), rows_table(rows, COST))
-    if options.peer:
+    if options.peer and not options.only_peer:
         console.print(ratios_table(rows, "kefu"))
     if options.json:
         write_json_lines(options.json, rows)

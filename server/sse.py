@@ -30,9 +30,7 @@ def sse_event(name: str, value: object) -> bytes:
     return b"event: " + name.encode() + b"\n" + sse_data(value)
 
 
-async def until_hang_up(
-    receive: Receive, work: Coroutine[object, object, T], on_idle: Callable[[], Awaitable[None]] | None = None
-) -> T:
+async def until_hang_up(receive: Receive, work: Coroutine[object, object, T], on_idle: Callable[[], Awaitable[None]] | None = None) -> T:
     """Do `work`; when the client goes first, cancel it and raise HungUp. The request body must have been read before.
 
     `on_idle` is called every KEEP_ALIVE_S while it takes.

@@ -62,6 +62,97 @@ class CompletionJob:
     prompt: str | tuple[int, ...]
     sampling: SamplingParams
     stop: tuple[str, ...] = ()
+    scope_public: str = ""
+    scope_private: str = ""
+    completion_id: str | None = None
+
+
+class ChatService:
+    """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, observe: Callable[[ChatResult], None] = lambda result: None) -> None:
+        self.template = ChatTemplate(tokenizer)
+        self.vocabulary = Vocabulary(tokenizer)
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._observe = observe
+        self._streams: dict[str, ChatStream] = {}
+        open_id, close_id = tokenizer.special_id(OPEN), tokenizer.special_id(CLOSE)
+        self._tags = ThinkTags(open_id, close_id) if open_id is not None and close_id is not None else None
+        self._close_ids = tuple(tokenizer.encode(FORCED_CLOSE, special=True))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The loaded model. Raises EngineDown."""
+        return self._engine.spec
+
+    def default_sampling(self) -> SamplingParams:
+        """The model's own defaults."""
+        return DEFAULT_SAMPLING
+
+    def open(self, job: ChatJob | CompletionJob) -> ChatStream:
+        """Render, check and submit; afterwards only the stream can fail.
+
+        Raises InvalidRequest, ContextTooLong, EngineBusy or EngineDown.
+        """
+        stream = self._open_chat(job) if isinstance(job, ChatJob) else self._open_text(job)
+        self._streams[stream.completion_id] = stream
+        stream.on_end = self._close
+        return stream
+
+    def _open_chat(self, job: ChatJob) -> ChatStream:
+        is_silent = job.effort == "none" if job.thinking_budget is None else job.thinking_budget == 0
+        prompt = self.template.render(job.messages, "none" if is_silent else None)
+        sampling = self._fit(job.sampling, len(prompt.token_ids))
+        tokens = self._engine.submit(
+            prompt.token_ids,
+            sampling,
+            scope=CacheScope(prompt.public_len, job.scope_public, job.scope_private),
+            thinking=self._thinking(job, sampling, starts_open=prompt.thinking_open),
+            reuse_output=not self.template.thinks,
+        )
+        opened = ThoughtState.THINKING if prompt.thinking_open else ThoughtState.UNDECIDED
+        splitter = self._splitter(ThoughtState.ANSWERING if is_silent else opened)
+        text = TextAssembler(self.vocabulary, splitter, job.stop, wants_logprobs=job.logprobs)
+        result = ChatResult(prompt.token_ids, sampling, self.template.sha256)
+        return ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
+
+    def _open_text(self, job: CompletionJob) -> ChatStream:
+        token_ids = self._tokenizer.encode(job.prompt, special=True) if isinstance(job.prompt, str) else list(job.prompt)
+        if not token_ids or max(token_ids) >= self.vocabulary.size:
+            raise InvalidRequest("the prompt must hold text or token ids of this model's vocabulary", param="prompt")
+        sampling = self._fit(job.sampling, len(token_ids))
+        tokens = self._engine.submit(token_ids, sampling, scope=CacheScope(private=job.scope_private))
+        text = TextAssembler(self.vocabulary, PlainSplitter(self.vocabulary), job.stop)
+        result = ChatResult(token_ids, sampling, self.template.sha256)
+        return ChatStream(tokens, result, text, job.completion_id or new_completion_id("cmpl"), job.scope_public)
+
+    def warm(self, prompt_token_ids: list[int], scope: CacheScope) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """One answer to give. `thinking_budget` in tokens goes before `effort`; `max_tokens` 0 means what the context has left."""
+
+    messages: tuple[ChatMessage, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+    effort: Effort | None = None
+    thinking_budget: int | None = None
+    scope_public: str = ""
+    scope_private: str = ""
+    logprobs: bool = False
+    completion_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionJob:
+    """Text to continue as it stands: no template, no thoughts. A prompt is text or token ids."""
+
+    prompt: str | tuple[int, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...] = ()
+    scope_public: str = ""
     scope_private: str = ""
     completion_id: str | None = None
 
@@ -122,10 +213,17 @@ class ChatService:
         return self._track(ChatStream(tokens, result, text, job.completion_id or new_completion_id("cmpl"), job.scope_private))
 
     def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str) -> None:
-        """Prefill, when nobody waits, what the next turn of this conversation is certain to begin with."""
-        if self.template.thinks or messages[-1].role != "assistant":
+        """Prefill, when nobody waits, what the next turn of this conversation is certain to begin with.
+
+        An answer without thoughts needs none of this: its own KV is that beginning.
+        """
+        if messages[-1].role == "assistant" and not self.template.thinks:
+            return
+        try:
             stem = self.template.stem(messages)
-            self._engine.warm(stem.token_ids, CacheScope(stem.public_len, scope_public, scope_private))
+        except InvalidRequest:
+            return
+        self._engine.warm(stem.token_ids, CacheScope(stem.public_len, scope_public, scope_private))
 
     def find(self, completion_id: str, owner: str) -> ChatStream | None:
         """An open stream by its id; None for one that is over or was opened in another scope."""
@@ -137,12 +235,7 @@ class ChatService:
         for stream in list(self._streams.values()):
             stream.interrupt(error)
 
-    def _track(self, stream: ChatStream) -> ChatStream:
-        self._streams[stream.completion_id] = stream
-        stream.on_end = self._untrack
-        return stream
-
-    def _untrack(self, stream: ChatStream) -> None:
+    def _close(self, stream: ChatStream) -> None:
         self._streams.pop(stream.completion_id, None)
         self._observe(stream.result)
 

@@ -3,17 +3,17 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Annotated
 from urllib.parse import quote
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from backends.protocol import EngineError, ModelSpec
 from server.auth import KeyRing, require_key
 from server.body import body
-from server.chat.service import ChatJob, ChatMessage, ChatResult, ChatService, ChatStream, CompletionJob, TextDelta
+from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream, CompletionJob, TextDelta, TokenLogprob
 from server.errors import InvalidRequest, ModelNotFound, NotFound, RequestError, error_object
 from server.limits import InFlight
 from server.schema import completions as wire
@@ -22,112 +22,25 @@ from server.settings import ServerSettings
 from server.sse import CLIENT_CLOSED_REQUEST, EventStream, HungUp, sse_data, until_hang_up
 
 MAX_NAMED_PARAMS = 32
-# A cancelled answer ends as it would have at a stop string: clients know no other word for it.
+# A cancelled answer ends as at a stop string: clients know no other word for it.
 FINISH = {"stop": "stop", "length": "length", "abort": "stop"}
 
+Asked = ChatCompletionRequest | CompletionRequest
+Job = ChatJob | CompletionJob
 ChatBody = Annotated[ChatCompletionRequest, Depends(body(ChatCompletionRequest))]
 CompletionBody = Annotated[CompletionRequest, Depends(body(CompletionRequest))]
-
-
-@dataclass(frozen=True, slots=True)
-class _V1:
-    """What the routes share."""
-
-    chat: ChatService
-    in_flight: InFlight
-    is_strict: bool
-
-    def admit(self, request: ChatCompletionRequest | CompletionRequest) -> dict[str, str]:
-        """Check what needs the loaded model; the headers of the response. Raises ModelNotFound, InvalidRequest, EngineDown."""
-        if request.model != self.chat.spec.name:
-            raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
-        if self.is_strict and request.unknown_fields:
-            raise InvalidRequest("there is no such field", param=min(request.unknown_fields), code="unknown_field")
-        named = sorted(quote(name[:64], safe="[]") for name in request.ignored_fields)[:MAX_NAMED_PARAMS]
-        return {"x-ignored-params": ", ".join(named)} if named else {}
-
-    def job(self, request: ChatCompletionRequest, key_id: str) -> ChatJob:
-        return ChatJob(
-            messages=tuple(ChatMessage(message.role, message.text) for message in request.messages),
-            sampling=request.sampling(self.chat.default_sampling(), random_seed=_random_seed),
-            stop=tuple(request.stop or ()),
-            effort=request.reasoning_effort,
-            thinking_budget=request.thinking_budget,
-            scope_public=key_id,
-            scope_private=f"{key_id}\x00{request.conversation}",
-            logprobs=bool(request.logprobs),
-        )
-
-    async def stream_chat(self, job: ChatJob, key_id: str, *, counts_usage: bool) -> AsyncGenerator[bytes, None]:
-        """Chunks; whatever is refused is raised before the first of them."""
-        with self.in_flight.held(key_id):
-            async with self.chat.open(job) as stream:
-                writer = wire.ChunkWriter(_whole_chat(stream, self.chat.spec), counts_usage=counts_usage)
-                yield writer.role()
-                try:
-                    async for delta in stream:
-                        yield _chunk(writer, delta)
-                except (EngineError, RequestError) as error:
-                    yield sse_data(error_object(error))
-                    return
-                self.warm(job, stream.result)
-                yield writer.chat_end(FINISH[stream.result.finish_reason])
-                if counts_usage:
-                    yield writer.usage(_usage(stream.result))
-                yield wire.DONE
-
-    async def whole_chat(self, job: ChatJob, key_id: str) -> wire.Completion:
-        with self.in_flight.held(key_id):
-            async with self.chat.open(job) as stream:
-                entries = [entry async for delta in stream for entry in delta.logprobs]
-            self.warm(job, stream.result)
-            logprobs = wire.Logprobs([wire.logprob_entry(e.data, e.logprob, e.top) for e in entries]) if job.logprobs else None
-            return _whole_chat(stream, self.chat.spec, logprobs)
-
-    async def stream_text(self, job: CompletionJob, key_id: str, *, counts_usage: bool) -> AsyncGenerator[bytes, None]:
-        with self.in_flight.held(key_id):
-            async with self.chat.complete(job) as stream:
-                writer = wire.ChunkWriter(_whole_text(stream, self.chat.spec), counts_usage=counts_usage)
-                yield writer.text("")
-                try:
-                    async for delta in stream:
-                        yield writer.text(delta.text)
-                except (EngineError, RequestError) as error:
-                    yield sse_data(error_object(error))
-                    return
-                yield writer.text_end(FINISH[stream.result.finish_reason])
-                if counts_usage:
-                    yield writer.usage(_usage(stream.result))
-                yield wire.DONE
-
-    async def whole_text(self, job: CompletionJob, key_id: str) -> wire.Completion:
-        with self.in_flight.held(key_id):
-            async with self.chat.complete(job) as stream:
-                async for _ in stream:
-                    pass
-            return _whole_text(stream, self.chat.spec)
-
-    def warm(self, job: ChatJob, result: ChatResult) -> None:
-        """Once the response is on its way, prepare the next turn."""
-        if result.finish_reason in ("stop", "length") and result.content:
-            turns = (*job.messages, ChatMessage("assistant", result.content))
-            asyncio.get_running_loop().call_soon(self.chat.warm, turns, job.scope_public, job.scope_private)
 
 
 def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) -> APIRouter:
     """`POST /v1/chat/completions` (and its cancel), `POST /v1/completions`, `GET /v1/models`."""
     router = APIRouter(prefix="/v1", tags=["key"])
-    v1 = _V1(chat, InFlight(settings.max_in_flight), settings.strict)
+    answers = _Answers(chat, InFlight(settings.max_in_flight), is_strict=settings.strict)
     key = Depends(require_key(ring))
     started_at = int(time.time())
 
     @router.post("/chat/completions")
-    async def create_chat_completion(http: Request, key_id: Annotated[str, key], request: ChatBody) -> Response:
-        headers = v1.admit(request)
-        job = v1.job(request, key_id)
-        if request.stream:
-            return EventStream(v1.stream_chat(job, key_id, counts_usage=request.wants_usage), headers)
-        return await _answer(http, v1.whole_chat(job, key_id), headers)
+    async def create_chat_completion(http: Request, key_id: Annotated[str, key], asked: ChatBody) -> Response:
+        return await answers.respond(http, asked, lambda: _chat_job(asked, key_id, chat), key_id)
 
     @router.post("/chat/completions/{completion_id}/cancel")
     async def cancel_chat_completion(key_id: Annotated[str, key], completion_id: str) -> Response:
@@ -135,33 +48,150 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
         if stream is None:
             raise NotFound("no open completion has this id")
         stream.stop()
-        return _json({"id": completion_id, "object": "chat.completion", "cancelled": True})
+        return _json({"id": completion_id, "cancelled": True})
 
     @router.post("/completions")
-    async def create_completion(http: Request, key_id: Annotated[str, key], request: CompletionBody) -> Response:
-        headers = v1.admit(request)
-        prompt = request.prompt if isinstance(request.prompt, str) else tuple(request.prompt)
-        sampling = request.sampling(chat.default_sampling(), random_seed=_random_seed)
-        job = CompletionJob(prompt, sampling, tuple(request.stop or ()), f"{key_id}\x00{request.conversation}")
-        if request.stream:
-            return EventStream(v1.stream_text(job, key_id, counts_usage=request.wants_usage), headers)
-        return await _answer(http, v1.whole_text(job, key_id), headers)
+    async def create_completion(http: Request, key_id: Annotated[str, key], asked: CompletionBody) -> Response:
+        return await answers.respond(http, asked, lambda: _completion_job(asked, key_id, chat), key_id)
 
     @router.get("/models")
     async def list_models(key_id: Annotated[str, key]) -> Response:
         return _json(wire.ModelList([_model(chat.spec, started_at)]))
 
-    @router.get("/models/{model:path}")
-    async def retrieve_model(key_id: Annotated[str, key], model: str) -> Response:
-        if model != chat.spec.name:
-            raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
+    @router.get("/models/{name:path}")
+    async def retrieve_model(key_id: Annotated[str, key], name: str) -> Response:
+        _check_model(name, chat)
         return _json(_model(chat.spec, started_at))
 
     return router
 
 
-async def _answer(http: Request, work: "Work", headers: dict[str, str]) -> Response:
-    try:
-        return _json(await until_hang_up(http.receive, work), headers)
-    except HungUp:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+class _Answers:
+    """Runs jobs and writes their answers, whole or in chunks."""
+
+    def __init__(self, chat: ChatService, in_flight: InFlight, *, is_strict: bool) -> None:
+        self._chat = chat
+        self._in_flight = in_flight
+        self._is_strict = is_strict
+
+    async def respond(self, http: Request, asked: Asked, job: Callable[[], Job], key_id: str) -> Response:
+        _check_model(asked.model, self._chat)
+        if self._is_strict and asked.unknown_fields:
+            raise InvalidRequest("there is no such field", param=min(asked.unknown_fields), code="unknown_field")
+        headers = _ignored(asked)
+        if asked.stream:
+            return EventStream(self._chunks(job(), key_id, counts_usage=asked.wants_usage), headers)
+        try:
+            return _json(await until_hang_up(http.receive, self._whole(job(), key_id)), headers)
+        except HungUp:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def _whole(self, job: Job, key_id: str) -> wire.Completion:
+        with self._in_flight.held(key_id):
+            async with self._chat.open(job) as stream:
+                entries = [entry async for delta in stream for entry in delta.logprobs]
+            self._warm(job, stream)
+        result = stream.result
+        completion = _completion(job, stream, self._chat.spec)
+        finish = FINISH[result.finish_reason]
+        if isinstance(job, ChatJob):
+            logprobs = _logprobs(entries) if job.logprobs else None
+            completion.choices = [wire.chat_choice(result.content, result.reasoning, finish, logprobs)]
+        else:
+            completion.choices = [wire.TextChoice(0, result.content, finish)]
+        completion.usage = _usage(stream)
+        return completion
+
+    async def _chunks(self, job: Job, key_id: str, *, counts_usage: bool) -> AsyncGenerator[bytes, None]:
+        """What is refused is raised before the first chunk; what fails later ends the stream with an error and without [DONE]."""
+        with self._in_flight.held(key_id):
+            async with self._chat.open(job) as stream:
+                chunks = (wire.ChatChunks if isinstance(job, ChatJob) else wire.TextChunks)(
+                    _completion(job, stream, self._chat.spec), counts_usage=counts_usage
+                )
+                yield chunks.first()
+                try:
+                    async for delta in stream:
+                        yield _chunk(chunks, delta)
+                except (EngineError, RequestError) as error:
+                    yield sse_data(error_object(error))
+                    return
+                self._warm(job, stream)
+                yield chunks.end(FINISH[stream.result.finish_reason])
+                if counts_usage:
+                    yield chunks.counts(_usage(stream))
+                yield wire.DONE
+
+    def _warm(self, job: Job, stream: ChatStream) -> None:
+        """Prepare the next turn, once this answer is on its way."""
+        result = stream.result
+        if isinstance(job, ChatJob) and result.finish_reason in ("stop", "length") and result.content:
+            turns = (*job.messages, ChatMessage("assistant", result.content))
+            asyncio.get_running_loop().call_soon(self._chat.warm, turns, job.scope_public, job.scope_private)
+
+
+def _chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService) -> ChatJob:
+    return ChatJob(
+        messages=tuple(ChatMessage(message.role, message.text) for message in asked.messages),
+        sampling=asked.sampling(chat.default_sampling(), random_seed=_random_seed),
+        stop=asked.stops,
+        effort=asked.reasoning_effort,
+        thinking_budget=asked.thinking_budget,
+        scope_public=key_id,
+        scope_private=f"{key_id}\x00{asked.conversation}",
+        logprobs=bool(asked.logprobs),
+    )
+
+
+def _completion_job(asked: CompletionRequest, key_id: str, chat: ChatService) -> CompletionJob:
+    return CompletionJob(
+        prompt=asked.prompt if isinstance(asked.prompt, str) else tuple(asked.prompt),
+        sampling=asked.sampling(chat.default_sampling(), random_seed=_random_seed),
+        stop=asked.stops,
+        scope_public=key_id,
+        scope_private=f"{key_id}\x00{asked.conversation}",
+    )
+
+
+def _check_model(name: str, chat: ChatService) -> None:
+    if name != chat.spec.name:
+        raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
+
+
+def _ignored(asked: Asked) -> dict[str, str]:
+    named = sorted(quote(name[:64], safe="[]") for name in asked.ignored_fields)[:MAX_NAMED_PARAMS]
+    return {"x-ignored-params": ", ".join(named)} if named else {}
+
+
+def _random_seed() -> int:
+    return secrets.randbits(31)
+
+
+def _chunk(chunks: wire.ChatChunks | wire.TextChunks, delta: TextDelta) -> bytes:
+    if isinstance(chunks, wire.TextChunks):
+        return chunks.content(delta.text)
+    if delta.channel == "reasoning":
+        return chunks.reasoning(delta.text)
+    return chunks.content(delta.text, _logprobs(delta.logprobs) if delta.logprobs else None)
+
+
+def _completion(job: Job, stream: ChatStream, spec: ModelSpec) -> wire.Completion:
+    kind = "chat.completion" if isinstance(job, ChatJob) else "text_completion"
+    return wire.Completion(stream.completion_id, kind, stream.created, spec.name, f"{spec.engine_version}-{spec.sha256[:12]}")
+
+
+def _logprobs(entries: Sequence[TokenLogprob]) -> wire.Logprobs:
+    return wire.Logprobs([wire.logprob_entry(entry.data, entry.logprob, entry.top) for entry in entries])
+
+
+def _usage(stream: ChatStream) -> wire.Usage:
+    result = stream.result
+    return wire.count_usage(len(result.prompt_token_ids), len(result.completion_token_ids), result.num_cached, result.num_reasoning_tokens)
+
+
+def _model(spec: ModelSpec, started_at: int) -> wire.Model:
+    return wire.Model(spec.name, started_at, spec.context_length)
+
+
+def _json(value: object, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)

@@ -1,5 +1,6 @@
 """The OpenAI wire: what `/v1` sends. A stream's chunks have everything but their text encoded beforehand."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -64,15 +65,15 @@ class TextChoice(msgspec.Struct):
 
 
 class Completion(msgspec.Struct):
-    """A whole answer, as chat or as text."""
+    """A whole answer, as chat or as text; without choices and counts, what the chunks of a stream share."""
 
     id: str
     object: Literal["chat.completion", "text_completion"]
     created: int
     model: str
-    choices: list[ChatChoice] | list[TextChoice]
-    usage: Usage
     system_fingerprint: str
+    choices: Sequence[ChatChoice | TextChoice] = ()
+    usage: Usage | None = None
 
 
 class Model(msgspec.Struct):
@@ -88,7 +89,7 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
-def usage(num_prompt: int, num_completion: int, num_cached: int, num_reasoning: int) -> Usage:
+def count_usage(num_prompt: int, num_completion: int, num_cached: int, num_reasoning: int) -> Usage:
     """Token counts; thoughts are part of the completion."""
     total = num_prompt + num_completion
     return Usage(num_prompt, num_completion, total, PromptDetails(num_cached), CompletionDetails(num_reasoning))
@@ -106,52 +107,63 @@ def chat_choice(content: str, reasoning: str, finish_reason: str, logprobs: Logp
     return ChatChoice(0, AssistantMessage("assistant", content, None, thought, thought), finish_reason, logprobs)
 
 
-class ChunkWriter:
+class _Chunks:
     """Writes the chunks of one stream. With `counts_usage` every chunk says `usage: null` until the last, which counts."""
 
-    def __init__(self, completion: Completion, *, counts_usage: bool) -> None:
-        kind = "chat.completion.chunk" if completion.object == "chat.completion" else "text_completion"
+    def __init__(self, whole: Completion, kind: str, *, counts_usage: bool) -> None:
         fields = {
-            "id": completion.id,
+            "id": whole.id,
             "object": kind,
-            "created": completion.created,
-            "model": completion.model,
-            "system_fingerprint": completion.system_fingerprint,
+            "created": whole.created,
+            "model": whole.model,
+            "system_fingerprint": whole.system_fingerprint,
         }
         self._head = b"data: " + _encode(fields)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if counts_usage else b"]}\n\n"
-        self._delta = self._head + b'{"index":0,"delta":{"content":'
-        self._thought = self._head + b'{"index":0,"delta":{"reasoning_content":'
-        self._text = self._head + b'{"index":0,"text":'
-        self._open = b',"finish_reason":null,"logprobs":null}' + self._tail
+        self._still_open = b',"finish_reason":null,"logprobs":null}' + self._tail
 
-    def role(self) -> bytes:
-        """The first chunk of a chat: who speaks."""
-        return self._delta + b'"","role":"assistant","refusal":null}' + self._open
+    def counts(self, usage: Usage) -> bytes:
+        """The chunk that counts; it has no choices."""
+        return self._head + b'],"usage":' + _encode(usage) + b"}\n\n"
 
-    def content(self, text: str, logprobs: Logprobs | None = None) -> bytes:
+
+class ChatChunks(_Chunks):
+    def __init__(self, whole: Completion, *, counts_usage: bool) -> None:
+        super().__init__(whole, "chat.completion.chunk", counts_usage=counts_usage)
+        self._content = self._head + b'{"index":0,"delta":{"content":'
+        self._reasoning = self._head + b'{"index":0,"delta":{"reasoning_content":'
+
+    def first(self) -> bytes:
+        """Who speaks."""
+        return self._content + b'"","role":"assistant","refusal":null}' + self._still_open
+
+    def content(self, text: str, logprobs: Logprobs | None) -> bytes:
         if logprobs is None:
-            return self._delta + _encode(text) + b"}" + self._open
-        return self._delta + _encode(text) + b'},"finish_reason":null,"logprobs":' + _encode(logprobs) + b"}" + self._tail
+            return self._content + _encode(text) + b"}" + self._still_open
+        return self._content + _encode(text) + b'},"finish_reason":null,"logprobs":' + _encode(logprobs) + b"}" + self._tail
 
     def reasoning(self, text: str) -> bytes:
         encoded = _encode(text)
-        return self._thought + encoded + b',"reasoning":' + encoded + b"}" + self._open
+        return self._reasoning + encoded + b',"reasoning":' + encoded + b"}" + self._still_open
 
-    def text(self, text: str) -> bytes:
-        """A chunk of a text completion."""
-        return self._text + _encode(text) + self._open
-
-    def chat_end(self, finish_reason: str) -> bytes:
+    def end(self, finish_reason: str) -> bytes:
         """The last chunk with a choice."""
         return self._head + b'{"index":0,"delta":{},"logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
 
-    def text_end(self, finish_reason: str) -> bytes:
-        return self._text + b'"","logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
 
-    def usage(self, counts: Usage) -> bytes:
-        """The chunk that counts; it has no choices."""
-        return self._head + b'],"usage":' + _encode(counts) + b"}\n\n"
+class TextChunks(_Chunks):
+    def __init__(self, whole: Completion, *, counts_usage: bool) -> None:
+        super().__init__(whole, "text_completion", counts_usage=counts_usage)
+        self._text = self._head + b'{"index":0,"text":'
+
+    def first(self) -> bytes:
+        return self._text + b'""' + self._still_open
+
+    def content(self, text: str) -> bytes:
+        return self._text + _encode(text) + self._still_open
+
+    def end(self, finish_reason: str) -> bytes:
+        return self._text + b'"","logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
 
 
 def _text(data: bytes) -> str:

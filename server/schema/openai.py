@@ -62,8 +62,8 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _stops(value: list[str] | None) -> tuple[str, ...]:
-    stops = tuple(value or ())
+def _stops(value: list[str] | None) -> list[str]:
+    stops = value or []
     if not all(stops) or any(len(stop) > MAX_STOP_CHARS for stop in stops):
         raise ValueError(f"a stop string has 1 to {MAX_STOP_CHARS} characters")
     return stops
@@ -211,6 +211,10 @@ class _Generation(_Strict):
     def conversation(self) -> str:
         """Whose cache this request may reuse beyond the system messages."""
         return "\x00".join(part or "" for part in (self.prompt_cache_key, self.user, self.safety_identifier))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(self.stop or ())
 
     @property
     def ignored_fields(self) -> set[str]:
