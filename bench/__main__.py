@@ -67,11 +67,13 @@ def measure_peer(plan: Plan, ours: Sequence[Row], programs: Path) -> list[Row]:
     """The same workloads on llama-server, and its engine without a server, one after the other."""
     with serve_llama(programs, plan.settings, {}) as target:
         rows = asyncio.run(measure(plan, target))
-    prompts = [row.prompt_tokens for row in ours if row.workload == "prefill" and row.prompt_tokens]
-    with console.status("llama-bench"):
-        rows += run_llama_bench(programs, plan.settings, prompts[0] if prompts else 512, plan.tokens, plan.repeat)
-    with console.status("llama-batched-bench"):
-        rows += run_batched_bench(programs, plan.settings, plan.streams, plan.tokens, plan.repeat)
+    if {"decode", "prefill"} & set(plan.workloads):
+        prompts = [row.prompt_tokens for row in (*ours, *rows) if row.workload == "prefill" and row.prompt_tokens]
+        with console.status("llama-bench"):
+            rows += run_llama_bench(programs, plan.settings, prompts[0] if prompts else 512, plan.tokens, plan.repeat)
+    if "decode" in plan.workloads:
+        with console.status("llama-batched-bench"):
+            rows += run_batched_bench(programs, plan.settings, plan.streams, plan.tokens, plan.repeat)
     return rows
 
 
@@ -83,6 +85,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--make-model", choices=sorted(SHAPES), help="write a random model of this shape to --model first, if it is not there")
     add("--vocab", type=Path, metavar="GGUF", help="tokenizer for --make-model (default: kefu-mini's, filled up)")
     add("--url", help="measure the server that runs here instead of starting kefu")
+    add("--name", default="kefu", help="what to call it; llama-server also makes its requests that server's (default %(default)s)")
     add("--pid", type=int, help="process id of that server, for its memory")
     add("--peer", choices=["llama-server"], help="build and measure llama.cpp's own server and benches too")
     add("--only-peer", action="store_true", help="do not measure kefu")
@@ -134,13 +137,13 @@ def run(options: argparse.Namespace) -> None:
         rows += measure_peer(plan, rows, programs)
     console.print(rows_table(rows, SPEED), rows_table(rows, COST))
     if options.peer and not options.only_peer:
-        console.print(ratios_table(rows, "kefu"))
+        console.print(ratios_table(rows, options.name))
     if options.json:
         write_json_lines(options.json, rows)
 
 
 def _running(options: argparse.Namespace) -> Target:
-    return attach("kefu", options.url, options.pid, options.body, options.model)
+    return attach(options.name, options.url, options.pid, options.body, options.model)
 
 
 def main() -> None:

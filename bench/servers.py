@@ -1,6 +1,7 @@
 """The servers under load: how each is started, when it is ready, what memory it took, how it is ended."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -24,7 +25,10 @@ _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running server. Every request carries `body`; those that must not end by themselves carry `endless` too."""
+    """A running server. Every request carries `body`; those that must not end by themselves carry `endless` too.
+
+    `budget` names the field that bounds the thinking tokens of a request.
+    """
 
     name: str
     base_url: str
@@ -32,6 +36,7 @@ class Target:
     pid: int | None = None
     body: Body = field(default_factory=dict)
     endless: Body = field(default_factory=dict)
+    budget: str = "thinking_budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ def kefu_environment(settings: Settings, data_dir: Path) -> dict[str, str]:
         "KEFU_DATA_DIR": str(data_dir),
         "KEFU_ENGINE__MAX_SEQUENCES": str(settings.places),
         "KEFU_ENGINE__NUM_KV_TOKENS": str(settings.num_kv_tokens),
-        "KEFU_ENGINE__NUM_THREADS": str(settings.threads),
+        "KEFU_ENGINE__THREADS": str(settings.threads),
     }
 
 
@@ -92,11 +97,11 @@ def attach(name: str, base_url: str, pid: int | None, extra: Body, model: Path |
         listing = httpx.get(base_url.rstrip("/") + "/v1/models", timeout=30).raise_for_status().json()
     except httpx.HTTPError as error:
         raise BenchError(f"no OpenAI API at {base_url}: {error}") from error
+    served = listing["data"][0]["id"]
     if name == "llama-server":
-        endless: Body = {"ignore_eos": True}
-    else:
-        endless = {"logit_bias": {str(token_id): -100 for token_id in end_token_ids(model)}} if model else {}
-    return Target(name, base_url, listing["data"][0]["id"], pid, extra, endless)
+        return Target(name, base_url, served, pid, extra, {"ignore_eos": True}, "reasoning_budget_tokens")
+    banned = {str(token_id): -100 for token_id in end_token_ids(model)} if model else {}
+    return Target(name, base_url, served, pid, extra, {"logit_bias": banned} if banned else {})
 
 
 def end_token_ids(model: Path) -> list[int]:
@@ -117,7 +122,8 @@ def free_port() -> int:
 def running(name: str, command: Sequence[str], ready_url: str, environment: Mapping[str, str]) -> Iterator[int]:
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+    log.write_text(shlex.join(command) + "\n", encoding="utf-8")
+    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
         try:
             _wait_ready(process, ready_url, log)
             yield process.pid

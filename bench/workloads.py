@@ -49,8 +49,8 @@ class Load:
         return await record(self.target.base_url, {**self._body(messages, max_tokens), **self.target.endless})
 
     async def natural(self, messages: Sequence[Message], max_tokens: int) -> Recording:
-        """A completion that ends when the model ends it."""
-        return await record(self.target.base_url, self._body(messages, max_tokens))
+        """A completion that ends when the model ends it; half of it may be thinking."""
+        return await record(self.target.base_url, {**self._body(messages, max_tokens), self.target.budget: max_tokens // 2})
 
     async def row(self, workload: str, requests: Sequence[Awaitable[Recording]]) -> Row:
         """Run `requests` together and sum them up."""
@@ -108,7 +108,7 @@ async def _nothing(load: Load, policy: str) -> None:
 
 
 async def _seen_once(load: Load, policy: str) -> None:
-    await load.steady([system(policy), user(load.prompts.question())], 1)
+    (await load.steady([system(policy), user(load.prompts.question())], 1)).reply()
     await asyncio.sleep(load.pause_s)
 
 

@@ -36,6 +36,7 @@ SQLITE_PRAGMAS = (
     "foreign_keys=ON",
 )
 SQLITE_REASONS = {
+    sqlite3.SQLITE_FULL: "full: no space is left on its disk",
     sqlite3.SQLITE_BUSY: "busy",
     sqlite3.SQLITE_LOCKED: "busy",
     sqlite3.SQLITE_READONLY: "read-only",
@@ -43,19 +44,10 @@ SQLITE_REASONS = {
     sqlite3.SQLITE_CORRUPT: "damaged",
     sqlite3.SQLITE_NOTADB: "damaged",
 }
-POSTGRES_DISK_FULL = "53100"
 
 
 class RecordUnavailable(Exception):
-    """The database cannot take or give rows now; nothing of the failed work was kept.
-
-    RecordUnavailable
-    └── RecordFull     the disk is full
-    """
-
-
-class RecordFull(RecordUnavailable):
-    """No space is left; reading still works, and writing works again once there is space."""
+    """The database cannot take or give rows now: full, busy, read-only, damaged. Nothing of the failed work was kept."""
 
 
 class Database:
@@ -117,8 +109,6 @@ def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
 
 def _unavailable(error: DatabaseError) -> RecordUnavailable:
     code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
-    if code == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == POSTGRES_DISK_FULL:
-        return RecordFull("the disk is full")
     return RecordUnavailable(f"the database is {SQLITE_REASONS.get(code, 'not answering')}")
 
 

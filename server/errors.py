@@ -8,7 +8,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+import feedback.record
 from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineError
+from feedback.database import RecordUnavailable
+from feedback.signals import KeyReused
 
 
 class RequestError(Exception):
@@ -92,11 +95,14 @@ STATUS: dict[type[Exception], Row] = {
     BodyTooLarge: Row(413, _REQUEST, "body_too_large"),
     NotJson: Row(415, _REQUEST, "not_json"),
     TooManyRequests: Row(429, "rate_limit_error", "rate_limit_exceeded"),
+    feedback.record.NotFound: Row(404, _REQUEST, "not_found"),
+    KeyReused: Row(409, _REQUEST, "idempotency_key_reused"),
     HeadersTooLarge: Row(431, _REQUEST, "headers_too_large"),
     EngineBusy: Row(503, _SERVER, "queue_full"),
     EngineDown: Row(503, _SERVER, "engine_down"),
     EngineDied: Row(503, _SERVER, "engine_died", "the engine stopped while it worked on this request; please try again"),
     ShuttingDown: Row(503, _SERVER, "shutting_down"),
+    RecordUnavailable: Row(507, _SERVER, "record_unavailable", "this cannot be stored at the moment; please try again later"),
     EngineError: Row(500, _SERVER, "engine_error", "the engine could not work on this request"),
     Exception: Row(500, _SERVER, "internal_error", "something went wrong on our side"),
 }

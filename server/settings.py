@@ -64,11 +64,13 @@ class EngineSettings(_Branch):
     """The engine process and its model."""
 
     model: Path | None = Field(None, description="A GGUF file; without it the built-in kefu-mini answers.")
-    context_length: int | None = Field(None, ge=256, description="Tokens that one conversation may hold; by default the model's own.")
-    num_kv_tokens: int | None = Field(None, ge=256, description="Tokens of KV room that all conversations share.")
+    context_length: int = Field(0, ge=0, description="Tokens that one conversation may hold; 0 means what the model was trained for.")
+    num_kv_tokens: int = Field(0, ge=0, description="Tokens of KV room that all conversations share; 0 means four contexts.")
     max_sequences: int = Field(16, ge=1, le=256, description="Answers computed at the same time.")
     max_waiting: int = Field(64, ge=0, description="Requests that may wait for a place; one more is refused.")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of the engine; by default one per core.")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means one per core.")
+    gpu_layers: int = Field(-1, ge=-1, description="Layers computed on the GPU; -1 means all that fit.")
+    kv_type: Literal["f32", "f16", "q8_0"] = Field("f16", description="How KV is stored: q8_0 takes half the room of f16.")
 
 
 class DeskSettings(_Branch):
@@ -111,14 +113,14 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
-def load_settings(overrides: Mapping[str, Mapping[str, object]] | None = None) -> Settings:
-    """The settings in force. `overrides` come from the command line, by branch. Raises BadSettings."""
+def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
+    """The settings in force. `overrides` come from the command line, nested like the tree; None is not set. Raises BadSettings."""
     for name in os.environ:
         branch = name.upper().removeprefix(PREFIX).partition("__")[0].lower()
         if name.upper().startswith(PREFIX) and branch not in Settings.model_fields:
             raise BadSettings(f"there is no setting {name}")
     try:
-        settings = Settings(**{branch: dict(values) for branch, values in (overrides or {}).items() if values})  # type: ignore[arg-type]
+        settings = Settings(**_given(overrides or {}))  # type: ignore[arg-type]
     except ValidationError as error:
         raise BadSettings(_sentence(error)) from None
     except (SettingsError, ValueError) as error:
@@ -126,6 +128,11 @@ def load_settings(overrides: Mapping[str, Mapping[str, object]] | None = None) -
     if not is_loopback(settings.server.host) and not settings.server.api_keys:
         raise BadSettings(f"listening on {settings.server.host} needs an API key in server.api_keys; make one with `kefu key new`")
     return settings
+
+
+def _given(overrides: Mapping[str, object]) -> dict[str, object]:
+    branches = {name: _given(value) if isinstance(value, Mapping) else value for name, value in overrides.items()}
+    return {name: value for name, value in branches.items() if value is not None and value != {}}
 
 
 def is_loopback(host: str) -> bool:

@@ -61,14 +61,18 @@ class EventStream(Response):
     """Sends what `chunks` yields, each as it comes, with a comment line whenever it is silent for long.
 
     Everything up to the generator's first chunk happens before the first byte: what it raises until then becomes an ordinary
-    error response, so the first chunk should come at once. It is closed in any case, soon after the client is gone.
+    error response, so the first chunk should come at once. It is closed in any case, soon after the client is gone, and then
+    `on_end` is called.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], on_end: Callable[[], None] | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         fixed = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(status_code=200, headers={**fixed, **(headers or {})}, media_type="text/event-stream")
         del self.headers["content-length"]
         self._chunks = chunks
+        self._on_end = on_end
         self._is_silent = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,6 +91,8 @@ class EventStream(Response):
             return
         finally:
             await self._chunks.aclose()
+            if self._on_end is not None:
+                self._on_end()
 
     async def _send_all(self, send: Send) -> None:
         async for chunk in self._chunks:

@@ -91,6 +91,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         allowed = not isinstance(obj, str) or attr in _SAFE_STRING_METHODS
         return allowed and super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: object) -> None:
+        if super().wrap_str_format(value) is not None:
+            raise SecurityError("it formats text")
+
     def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
         raise SecurityError(f"it reaches for {attribute}")
 

@@ -119,7 +119,7 @@ class Desk:
             elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
                 return Answer(_replay(asked, answer), hang_up=lambda: None)
             place.turn = self._begin(conversation, asked, said[: said.index(asked) + 1])
-            place.turn.on_end(lambda: self._places.pop(conversation_id))
+            place.turn.on_end = lambda: self._places.pop(conversation_id)
             return Answer(_follow(asked, place.turn), place.turn.hang_up)
         finally:
             if place.turn is None:

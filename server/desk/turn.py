@@ -10,7 +10,9 @@ from server.chat.service import ChatResult, ChatStream
 from server.desk.policy import FALLBACK, CitationFilter, Policy
 from server.errors import ShuttingDown
 
-PLACE_INTERVAL_S = 0.5
+LOOK_INTERVAL_S = 0.1
+# An idle engine starts within a few looks; until then there is no queue to speak of.
+LOOKS_BEFORE_PLACE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,12 @@ Keep = Callable[[Message, Completion], Awaitable[Message]]
 class Turn:
     """An answer on its way. It runs in its own task, so that it is kept whatever happens to the connection.
 
-    Iterate once over `events`. `stop` is the customer's button; `hang_up` says that nobody listens any more. Both abort the
-    sequence; the part that was said is kept as `stopped` or `interrupted`.
+    Iterate once over `events`; `on_end` is called just before the last of them. `stop` is the customer's button; `hang_up` says
+    that nobody listens any more. Both abort the sequence; the part that was said is kept as `stopped` or `interrupted`.
     """
 
     def __init__(self, stream: ChatStream, policy: Policy, spec: ModelSpec, keep: Keep, wait_s: Callable[[int], int]) -> None:
+        self.on_end: Callable[[], object] = lambda: None
         self._stream = stream
         self._policy = policy
         self._spec = spec
@@ -92,10 +95,6 @@ class Turn:
     def hang_up(self) -> None:
         self._end("interrupted")
 
-    def on_end(self, callback: Callable[[], object]) -> None:
-        """Call back once the answer is kept, or could not be made."""
-        self._task.add_done_callback(lambda _: callback())
-
     async def wait_kept(self) -> None:
         """Return when the answer is on disk."""
         await asyncio.wait({self._task})
@@ -107,10 +106,15 @@ class Turn:
 
     async def _run(self) -> None:
         try:
-            self._events.put_nowait(await self._generate())
+            end = await self._generate()
         except Exception as error:
-            self._events.put_nowait(Failed(error))
+            self._leave(Failed(error))
             raise
+        self._leave(end)
+
+    def _leave(self, end: Done | Failed) -> None:
+        self.on_end()
+        self._events.put_nowait(end)
 
     async def _generate(self) -> Done | Failed:
         try:
@@ -132,12 +136,13 @@ class Turn:
             watch.cancel()
 
     async def _watch_place(self) -> None:
-        told = None
+        told, num_looks = 0, 0
         while place := self._stream.place:
-            if place != told:
+            if place != told and num_looks >= LOOKS_BEFORE_PLACE:
                 told = place
                 self._events.put_nowait(Queued(place, self._wait_s(place)))
-            await asyncio.sleep(PLACE_INTERVAL_S)
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            num_looks += 1
         if not self._text:
             self._events.put_nowait(Thinking())
 

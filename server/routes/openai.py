@@ -14,7 +14,7 @@ from backends.protocol import EngineError, ModelSpec
 from server.auth import KeyRing, require_key
 from server.body import body
 from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream, CompletionJob, TextDelta, TokenLogprob
-from server.errors import InvalidRequest, ModelNotFound, NotFound, RequestError, error_object
+from server.errors import InvalidRequest, ModelNotFound, NotFound, error_object
 from server.limits import InFlight
 from server.schema import completions as wire
 from server.schema.openai import ChatCompletionRequest, CompletionRequest
@@ -80,7 +80,7 @@ class _Answers:
             raise InvalidRequest("there is no such field", param=min(asked.unknown_fields), code="unknown_field")
         headers = _ignored(asked)
         if asked.stream:
-            return EventStream(self._chunks(job(), key_id, counts_usage=asked.wants_usage), headers)
+            return EventStream(self._chunks(job(), key_id, counts_usage=asked.wants_usage), headers=headers)
         try:
             return _json(await until_hang_up(http.receive, self._whole(job(), key_id)), headers)
         except HungUp:
@@ -113,7 +113,7 @@ class _Answers:
                 try:
                     async for delta in stream:
                         yield _chunk(chunks, delta)
-                except (EngineError, RequestError) as error:
+                except EngineError as error:
                     yield sse_data(error_object(error))
                     return
                 self._warm(job, stream)
@@ -176,8 +176,13 @@ def _chunk(chunks: wire.ChatChunks | wire.TextChunks, delta: TextDelta) -> bytes
 
 
 def _completion(job: Job, stream: ChatStream, spec: ModelSpec) -> wire.Completion:
-    kind = "chat.completion" if isinstance(job, ChatJob) else "text_completion"
-    return wire.Completion(stream.completion_id, kind, stream.created, spec.name, f"{spec.engine_version}-{spec.sha256[:12]}")
+    return wire.Completion(
+        id=stream.completion_id,
+        object="chat.completion" if isinstance(job, ChatJob) else "text_completion",
+        created=stream.created,
+        model=spec.name,
+        system_fingerprint=f"{spec.engine_version}-{spec.sha256[:12]}",
+    )
 
 
 def _logprobs(entries: Sequence[TokenLogprob]) -> wire.Logprobs:

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backends.mini.shop import Language
 
@@ -18,6 +18,12 @@ def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must say something")
     return text
+
+
+def _not_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be 1 or -1")
+    return value
 
 
 class _Request(BaseModel):
@@ -42,7 +48,7 @@ class SignalRequest(_Request):
 
     completion_id: Annotated[str, Field(max_length=64)]
     kind: Literal["thumb"]
-    value: Literal[1, -1]
+    value: Annotated[Literal[1, -1], BeforeValidator(_not_bool)]
     tags: Annotated[list[str], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
     comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] | None = None
     idempotency_key: UUID

@@ -19,7 +19,7 @@ def test_every_server_gets_the_same_settings() -> None:
     environment = kefu_environment(SETTINGS, Path("/tmp/x"))
     assert environment["KEFU_ENGINE__MAX_SEQUENCES"] == "5"
     assert environment["KEFU_ENGINE__NUM_KV_TOKENS"] == "4096"
-    assert environment["KEFU_ENGINE__NUM_THREADS"] == "3"
+    assert environment["KEFU_ENGINE__THREADS"] == "3"
     assert kefu_command(SETTINGS, 81)[-5:] == ["serve", "--model", "m.gguf", "--port", "81"]
     command = " ".join(llama_server_command(Path("bin"), SETTINGS, 82))
     for part in (

@@ -63,6 +63,7 @@ async def test_turns_send_back_the_answer_without_its_thinking(load: Load, serve
     assert [message["role"] for message in history] == ["system"] + ["user", "assistant"] * 4 + ["user"]
     assert "hm" not in history[2]["content"]
     assert "logit_bias" not in server.seen[0]
+    assert server.seen[0]["thinking_budget"] < server.seen[0]["max_tokens"]
     for number, row in enumerate(rows[1:], 1):
         assert row.ideal_tokens == len(server.seen[number]["messages"][-1]["content"].split()) + 4 + 4
 

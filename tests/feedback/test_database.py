@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from feedback.database import Database, RecordFull, RecordUnavailable
+from feedback.database import Database, RecordUnavailable
 from feedback.record import Record
 from feedback.signals import Signals, Thumb
 from feedback.tables import metadata
@@ -115,7 +115,7 @@ async def test_a_full_disk_refuses_votes_keeps_reading_and_recovers(tmp_path: Pa
         signals = Signals(database)
         vote = Thumb(completion_id, -1, (), "x" * 20_000, "key")
         await database.write(set_pragma("max_page_count=1"))
-        with pytest.raises(RecordFull, match="disk is full"):
+        with pytest.raises(RecordUnavailable, match="no space is left"):
             await signals.vote("vis_a", vote)
         assert await database.read(num_visitors) == 1
         assert rows(tmp_path / "kefu.db", "SELECT count(*) FROM signal") == [(0,)]

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -63,3 +64,19 @@ def visit(browser: Browser, url: str, *, expect_quiet: bool = True, **options: o
     context.close()
     if expect_quiet:
         assert watch.complaints == []
+
+
+def ask(page: Page, text: str = "Can I return it?") -> None:
+    page.fill("#input", text)
+    page.keyboard.press("Enter")
+
+
+def last_answer(page: Page) -> Locator:
+    return page.locator(".answer").last
+
+
+def finished(page: Page, text: str = "Can I return it?") -> Locator:
+    """Ask, and return the answer once it is there."""
+    ask(page, text)
+    expect(last_answer(page).locator(".actions")).to_be_visible(timeout=30_000)
+    return last_answer(page)

@@ -33,6 +33,9 @@ class Scene:
     finish_reason: str = "stop"
 
 
+SLOW = Scene(text="Tea and kettles. " * 60, pause_s=0.02, piece=6)
+
+
 @dataclass
 class Desk:
     """Everything the page did, for a test to look at, and what it will meet next, for a test to set."""

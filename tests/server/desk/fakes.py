@@ -29,10 +29,10 @@ SPEC = ModelSpec(
 class ScriptedStream:
     """Stands in for ChatStream."""
 
-    def __init__(self, job: ChatJob, num_prompt_tokens: int) -> None:
+    def __init__(self, job: ChatJob, num_prompt_tokens: int, place: int) -> None:
         self.job = job
         self.completion_id = job.completion_id or ""
-        self.place = 0
+        self.place = place
         self.result = ChatResult(list(range(num_prompt_tokens)), job.sampling, "t" * 64)
         self.is_closed = False
         self._queue: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue()
@@ -90,6 +90,7 @@ class ScriptedChat:
     script: Sequence[str] | None = None
     refuse: Exception | None = None
     spec: ModelSpec = SPEC
+    place: int = 0
     streams: list[ScriptedStream] = field(default_factory=list)
     warmed: list[tuple[tuple[ChatMessage, ...], str, str]] = field(default_factory=list)
     template: CountingTemplate = field(default_factory=CountingTemplate)
@@ -100,7 +101,7 @@ class ScriptedChat:
     def open(self, job: ChatJob) -> ScriptedStream:
         if self.refuse:
             raise self.refuse
-        stream = ScriptedStream(job, sum(len(message.content) for message in job.messages))
+        stream = ScriptedStream(job, sum(len(message.content) for message in job.messages), self.place)
         self.streams.append(stream)
         if self.script is not None:
             stream.think("a secret thought")

@@ -57,15 +57,12 @@ def test_what_is_shown_does_not_depend_on_how_the_text_was_cut(pieces: list[str]
     assert filtered(pieces) == filtered(["".join(pieces)])
 
 
-@given(st.text(alphabet=st.sampled_from(" [1290]a"), max_size=30))
-def test_every_number_left_has_a_passage(text: str) -> None:
-    numbers = [citation.number for citation in POLICY.citations(text)]
-    assert numbers == sorted({1, 2} & set(numbers))
-
-
 def test_citations_carry_their_passages_once_each() -> None:
     cited = POLICY.citations("Three days [2], or [2]; thirty [1]. [5]")
-    assert [(citation.number, citation.passage_id, citation.title) for citation in cited] == [(1, "returns", "Returns"), (2, "delivery", "Delivery")]
+    assert [(citation.number, citation.passage_id, citation.title) for citation in cited] == [
+        (1, "returns", "Returns"),
+        (2, "delivery", "Delivery"),
+    ]
 
 
 def test_versions_follow_content() -> None:

@@ -26,9 +26,9 @@ export class Answer {
     if (state === "queued") return this.#say(say(eta ? "queued_time" : "queued", { place, seconds: eta }));
     this.#say("");
     if (state !== "thinking") return undefined;
-    let seconds = 0;
+    const began = Date.now();
     this.#clock = setInterval(() => {
-      seconds += 1;
+      const seconds = Math.floor((Date.now() - began) / 1000);
       if (seconds >= QUIET_S) this.#say(say("thinking", { seconds }));
     }, 1000);
     return undefined;
@@ -53,7 +53,7 @@ export class Answer {
     this.#settleCitations();
     this.#sayEnding(message);
     const plain = this.#plainText();
-    part(this.node, "text").hidden = !plain;
+    part(this.node, "text").hidden = !message.text.trim();
     new Feedback(part(this.node, "actions"), message, desk, plain);
     return plain;
   }
@@ -101,7 +101,9 @@ export class Answer {
     const copy = part(this.node, "text").cloneNode(true);
     copy.querySelectorAll(".citation").forEach(({ parentElement: tied }) => (tied.textContent = tied.firstChild.data.trimEnd()));
     copy.querySelectorAll("br").forEach((line) => line.replaceWith("\n"));
-    return [...copy.children].map((block) => [...(block.matches("ul, ol") ? block.children : [block])].map((line) => line.textContent.trim()).join("\n")).join("\n\n");
+    const lines = (block) => (block.matches("ul, ol") ? [...block.children] : [block]);
+    const words = (block) => lines(block).map((line) => line.textContent.trim()).join("\n");
+    return [...copy.children].map(words).join("\n\n");
   }
 
   #sayEnding({ status, finish_reason: reason }) {

@@ -45,6 +45,7 @@ class Chat {
   async #greet() {
     const shop = await this.#desk.shop(language);
     document.getElementById("shop-name").textContent = shop.name;
+    document.title = `${shop.name} · ${document.title}`;
     part(this.#welcome, "greeting").textContent = shop.greeting;
     part(this.#welcome, "suggestions").replaceChildren(...shop.suggestions.slice(0, 4).map((text) => this.#suggestion(text)));
   }

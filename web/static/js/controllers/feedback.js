@@ -15,6 +15,7 @@ export class Feedback {
   #desk;
   #form = null;
   #saved = null;
+  #isSaving = false;
 
   constructor(node, message, desk, plainText) {
     this.#node = node;
@@ -51,8 +52,10 @@ export class Feedback {
     this.#open(value);
   }
 
-  // One signal keeps one idempotency key through every retry of it.
+  // -> is it on disk? One signal keeps one idempotency key through every retry of it.
   async #save(vote, key = uuid()) {
+    if (this.#isSaving) return false;
+    this.#isSaving = true;
     const signal = { completion_id: this.#message.completion_id, kind: "thumb", ...vote, idempotency_key: key };
     this.#say(say("saving"));
     try {
@@ -63,6 +66,8 @@ export class Feedback {
       retry.addEventListener("click", () => this.#again(vote, key));
       this.#say(say("not_saved", { why: say(`problem_${error.problem}`) }), retry);
       return false;
+    } finally {
+      this.#isSaving = false;
     }
     this.#show(vote.value);
     this.#say(say("saved"));

@@ -1,0 +1,114 @@
+"""The composition root: settings and an engine in, the whole web application out."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from fastapi import FastAPI
+
+from backends.client import EngineClient
+from backends.mini.shop import Language, load_shop
+from backends.protocol import EngineDown, EngineOptions, ModelSpec, Tokenizer
+from backends.supervisor import Supervisor
+from feedback.database import Database
+from feedback.record import Record
+from feedback.signals import Signals
+from server.auth import KeyRing
+from server.chat.service import ChatService
+from server.desk.desk import Desk
+from server.desk.policy import Policy
+from server.desk.visitors import Visitors
+from server.errors import install_handlers
+from server.metrics import EngineNumbers, Metrics
+from server.middleware import Door, Traffic
+from server.routes.desk import DeskLimits, desk_router
+from server.routes.health import health_router
+from server.routes.openai import openai_router
+from server.routes.pages import pages_router
+from server.settings import EngineSettings, Settings
+
+BUILT_IN = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
+WATCH_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What was composed.
+
+    `interrupt` ends every open answer, for when a shutdown can wait no longer. `broken` holds the reason once it is certain that
+    the model will never load.
+    """
+
+    asgi: FastAPI
+    traffic: Traffic
+    interrupt: Callable[[], None]
+    broken: list[str]
+
+
+def create_app(settings: Settings, supervisor: Supervisor, tokenizer: Tokenizer) -> App:
+    """Everything but a socket. Raises ModelLoadError for an unusable chat template, RecordUnavailable for an unusable data folder."""
+    engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
+    metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
+    chat = ChatService(engine, tokenizer, metrics.observe_result)
+    database = Database.in_folder(settings.data_dir)
+    shops = {language: load_shop(language) for language in get_args(Language)}
+    policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
+    desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
+    visitors = Visitors(settings.data_dir / "visitor.key")
+    broken: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await supervisor.start()
+        watch = asyncio.create_task(_watch(engine, desk.warm, broken))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await desk.close()
+            await supervisor.stop()
+            database.close()
+
+    asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    asgi.include_router(health_router(engine, traffic, metrics, ring))
+    asgi.include_router(openai_router(chat, ring, settings.server))
+    asgi.include_router(desk_router(desk, Signals(database), visitors, shops, DeskLimits(settings.desk)))
+    asgi.include_router(pages_router())
+    install_handlers(asgi)
+    asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request)
+    return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
+
+
+def engine_options(settings: EngineSettings) -> EngineOptions:
+    """What the engine process is told: the built-in model unless another is set."""
+    path = settings.model or BUILT_IN
+    return EngineOptions(
+        path=str(path),
+        name=path.stem,
+        max_sequences=settings.max_sequences,
+        context_length=settings.context_length,
+        num_kv_tokens=settings.num_kv_tokens,
+        threads=settings.threads,
+        gpu_layers=settings.gpu_layers,
+        kv_type=settings.kv_type,
+    )
+
+
+async def _watch(engine: EngineClient, warm: Callable[[], None], broken: list[str]) -> None:
+    """Warm each newly loaded engine; report one that never loaded and will not."""
+    warmed: ModelSpec | None = None
+    while True:
+        try:
+            spec = engine.spec
+        except EngineDown as error:
+            if warmed is None and error.retry_after_s is None:
+                broken.append(str(error))
+                return
+        else:
+            if spec is not warmed:
+                warmed = spec
+                warm()
+        await asyncio.sleep(WATCH_EVERY_S)

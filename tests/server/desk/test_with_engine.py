@@ -1,0 +1,121 @@
+"""The desk over the whole house: our engine in its own process, a real model, a real database."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Connection, select
+
+from backends.llamacpp.tokenizer import LlamaTokenizer
+from backends.mini.shop import load_shop
+from backends.protocol import EngineDied, EngineOptions
+from backends.supervisor import Supervisor
+from feedback.database import Database
+from feedback.record import Record
+from feedback.tables import completion
+from server.chat.service import ChatService
+from server.desk.desk import Desk
+from server.desk.policy import Policy
+from server.desk.turn import Delta, Done, Event, Failed
+from server.settings import DeskSettings
+
+pytestmark = pytest.mark.anyio
+
+VISITOR = "vis_a"
+QUESTIONS = ("How long does delivery take?", "And to an island?", "我的退款什么时候到？")
+
+
+class House:
+    """Everything between the routes and the model."""
+
+    def __init__(self, model_path: str, data_dir: Path) -> None:
+        self.supervisor = Supervisor(EngineOptions(path=model_path, name="test", max_sequences=4))
+        self.engine = self.supervisor.client
+        self.tokenizer = LlamaTokenizer(model_path)
+        self.database = Database.in_folder(data_dir)
+        self.record = Record(self.database)
+        policies = {language: Policy.of(load_shop(language), language) for language in ("en", "zh")}
+        self.chat = ChatService(self.engine, self.tokenizer)
+        self.desk = Desk(self.chat, self.record, policies, DeskSettings(max_answer_tokens=200), self.engine.wait_s)
+
+    async def is_up(self) -> None:
+        async with asyncio.timeout(60):
+            while not self.engine.is_ready:
+                await asyncio.sleep(0.02)
+
+    async def ask(self, conversation_id: str, question: str, key: str) -> list[Event]:
+        answer = await self.desk.ask(VISITOR, conversation_id, question, key)
+        return [event async for event in answer.events]
+
+    async def completions(self) -> list[dict[str, object]]:
+        def work(connection: Connection) -> list[dict[str, object]]:
+            return [dict(row) for row in connection.execute(select(completion).order_by(completion.c.created_at_ms)).mappings()]
+
+        return await self.database.read(work)
+
+
+@pytest.fixture
+async def house(model_path: str, tmp_path: Path) -> AsyncIterator[House]:
+    house = House(model_path, tmp_path / "data")
+    await house.supervisor.start()
+    await house.is_up()
+    yield house
+    await house.desk.close()
+    await house.supervisor.stop()
+    house.database.close()
+
+
+async def test_a_conversation_is_answered_kept_and_never_computed_twice(house: House) -> None:
+    house.desk.warm()
+    conversation = await house.desk.open_conversation(VISITOR, "en")
+    for number, question in enumerate(QUESTIONS):
+        events = await house.ask(conversation.id, question, f"key-{number}")
+        end = events[-1]
+        assert isinstance(end, Done)
+        assert end.message.text == "".join(event.text for event in events if isinstance(event, Delta))
+        assert "think>" not in end.message.text
+    messages = await house.record.messages(conversation.id)
+    assert [message.role for message in messages] == ["user", "assistant"] * len(QUESTIONS)
+    rows = await house.completions()
+    for row in rows:
+        prompt, made = row["prompt_token_ids"], row["completion_token_ids"]
+        assert isinstance(prompt, list) and isinstance(made, list)
+        assert len(row["logprobs"]) == len(made) > 0  # type: ignore[arg-type]
+        assert np.nanmax([x for x in row["logprobs"] if x is not None]) <= 0  # type: ignore[attr-defined]
+        assert row["model_sha256"] == house.engine.spec.sha256
+        assert row["reasoning"] not in (None, messages[1].text)
+    same_language = rows[1]
+    new_tokens = len(house.tokenizer.encode(QUESTIONS[1], special=False)) + 12
+    assert same_language["num_cached_tokens"] >= len(same_language["prompt_token_ids"]) - new_tokens  # type: ignore[operator, arg-type]
+
+
+async def test_the_engine_killed_mid_answer_is_an_honest_end_and_the_next_question_works(house: House) -> None:
+    conversation = await house.desk.open_conversation(VISITOR, "en")
+    answer = await house.desk.ask(VISITOR, conversation.id, QUESTIONS[0], "key-0")
+    events: list[Event] = []
+    async with asyncio.timeout(20):
+        async for event in answer.events:
+            events.append(event)
+            if len(events) == 2:
+                os.kill(house.supervisor.engine_pid or 0, signal.SIGKILL)
+    assert isinstance(events[-1], Failed) and isinstance(events[-1].error, EngineDied)
+    said = "".join(event.text for event in events if isinstance(event, Delta))
+    kept = [message for message in await house.record.messages(conversation.id) if message.role == "assistant"]
+    assert [(message.text, message.status) for message in kept] == ([(said, "interrupted")] if said.strip() else [])
+    await house.is_up()
+    assert isinstance((await house.ask(conversation.id, QUESTIONS[1], "key-1"))[-1], Done)
+
+
+async def test_a_customer_who_leaves_frees_the_engine(house: House) -> None:
+    conversation = await house.desk.open_conversation(VISITOR, "zh")
+    answer = await house.desk.ask(VISITOR, conversation.id, QUESTIONS[2], "key-0")
+    assert await anext(answer.events)
+    answer.hang_up()
+    async with asyncio.timeout(2):
+        while house.engine.num_running or house.engine.num_waiting or (await house.desk.current(VISITOR)).answering:
+            await asyncio.sleep(0.01)
+    assert all(row["status"] == "interrupted" for row in await house.completions())
