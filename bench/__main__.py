@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -88,6 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--name", default="kefu", help="what to call it; llama-server also makes its requests that server's (default %(default)s)")
     add("--pid", type=int, help="process id of that server, for its memory")
     add("--peer", choices=["llama-server"], help="build and measure llama.cpp's own server and benches too")
+    add("--peer-args", type=shlex.split, default=[], metavar="ARGS", help="further arguments for llama-server, such as '--flash-attn off'")
     add("--only-peer", action="store_true", help="do not measure kefu")
     add("--workloads", default=",".join(WORKLOADS), help="some of %(default)s")
     add("--streams", default="1,4,8,16", help="concurrent streams of decode (default %(default)s)")
@@ -110,7 +112,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     seed = options.seed or (f"{time.time():.0f}" if options.url else "0")
-    settings = Settings(options.model, options.places, options.kv_tokens, options.threads)
+    settings = Settings(options.model, options.places, options.kv_tokens, options.threads, tuple(options.peer_args))
     streams = tuple(int(part) for part in listed(options.streams))
     return Plan(listed(options.workloads), streams, settings, options.tokens, options.repeat, options.pause, seed)
 

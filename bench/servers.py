@@ -41,12 +41,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The same for every server: model file, answers computed at once, KV room in tokens, CPU threads."""
+    """The same for every server: model file, answers computed at once, KV room in tokens, CPU threads; `peer_args` go to llama-server."""
 
     model: Path
     places: int = 8
     num_kv_tokens: int = 16384
     threads: int = os.cpu_count() or 1
+    peer_args: tuple[str, ...] = ()
 
 
 def kefu_command(settings: Settings, port: int) -> list[str]:
@@ -68,7 +69,7 @@ def llama_server_command(programs: Path, settings: Settings, port: int) -> list[
     serve = [str(programs / "llama-server"), "--model", str(settings.model), "--host", "127.0.0.1", "--port", str(port)]
     room = ["--ctx-size", str(settings.num_kv_tokens), "--parallel", str(settings.places), "--kv-unified"]
     threads = ["--threads", str(settings.threads), "--threads-batch", str(settings.threads)]
-    return [*serve, *room, *threads, "--flash-attn", "auto", "--jinja", "--no-webui"]
+    return [*serve, *room, *threads, "--flash-attn", "auto", "--jinja", "--no-webui", *settings.peer_args]
 
 
 @contextmanager

@@ -114,7 +114,8 @@ def _unavailable(error: DatabaseError) -> RecordUnavailable:
 
 def _make_engine(url: str, begin: str, pool_size: int) -> Engine:
     is_sqlite = make_url(url).get_backend_name() == "sqlite"
-    engine = create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=not is_sqlite)
+    # An error's text may reach a log; what a customer wrote may not.
+    engine = create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=not is_sqlite, hide_parameters=True)
     if is_sqlite:
 
         @event.listens_for(engine, "connect")

@@ -43,7 +43,7 @@ class Journal:
             logger.error("conversation kept in memory: %s", error)
             self._forget_oldest()
             return False
-        del self._backlogs[conversation.id]
+        self._backlogs.pop(conversation.id, None)
         return True
 
     def conversation(self, conversation_id: str) -> Conversation | None:

@@ -11,8 +11,8 @@ from feedback.record import Citation
 Policies = Mapping[Language, "Policy"]
 
 FALLBACK: dict[Language, str] = {
-    "en": "I'm sorry, I could not find an answer to that. Would you like me to connect you with a person from our team?",
-    "zh": "很抱歉，我没能给出答案。需要我为您转接人工客服吗？",
+    "en": "I'm sorry, I could not find an answer. Please put your question in other words, or ask for a person from our team.",
+    "zh": "很抱歉，我没能给出答案。请换一种说法再问一次，或联系我们的人工客服。",
 }
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 LATIN_WORD = re.compile(r"[A-Za-z]{2,}")

@@ -1,7 +1,7 @@
 """The desk's API: what the chat page calls."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
 from typing import Annotated
@@ -65,12 +65,22 @@ class DeskLimits:
 def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> APIRouter:
     """Routes under /desk. Every call but the first two is made by a visitor, and sees only what is theirs."""
     router = APIRouter(prefix="/desk")
+    _add_public(router, visitors, shops, limits)
+    _add_conversations(router, desk, visitors, limits)
+    _add_signals(router, signals, visitors, limits)
+    return router
 
-    async def visitor_of(request: Request) -> str:
+
+def require_visitor(visitors: Visitors) -> Callable[[Request], Awaitable[str]]:
+    """The dependency of every route tagged `visitor`; its value is the visitor's id. Raises InvalidToken."""
+
+    async def visitor_id(request: Request) -> str:
         return visitors.visitor_id(_token(request))
 
-    visitor = Annotated[str, Depends(visitor_of)]
+    return visitor_id
 
+
+def _add_public(router: APIRouter, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> None:
     @router.post("/visitors", tags=["public"], status_code=201, dependencies=[Depends(body(EmptyRequest))])
     async def admit(request: Request, response: Response) -> VisitorReply:
         """A visitor: the same one again when the token can still be renewed (200), else a new one (201)."""
@@ -85,6 +95,10 @@ def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping
     @router.get("/shop", tags=["public"])
     async def shop(language: Language) -> ShopReply:
         return ShopReply.model_validate(shops[language])
+
+
+def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits: DeskLimits) -> None:
+    visitor = Annotated[str, Depends(require_visitor(visitors))]
 
     @router.post("/conversations", tags=["visitor"], status_code=201)
     async def open_conversation(
@@ -120,6 +134,10 @@ def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping
         await desk.stop(visitor_id, conversation_id)
         return {}
 
+
+def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
+    visitor = Annotated[str, Depends(require_visitor(visitors))]
+
     @router.post("/signals", tags=["visitor"], status_code=201)
     async def signal(
         request: Request, response: Response, visitor_id: visitor, said: Annotated[SignalRequest, Depends(body(SignalRequest))]
@@ -130,8 +148,6 @@ def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping
         receipt = await signals.vote(visitor_id, thumb)
         response.status_code = 201 if receipt.is_new else 200
         return SignalReply.model_validate(receipt)
-
-    return router
 
 
 def _token(request: Request) -> str:

@@ -9,10 +9,10 @@ import pytest
 
 from bench.__main__ import listed, parse, plan_of
 from bench.client import BenchError
-from bench.peer import watch
+from bench.peer import run_batched_bench, run_llama_bench, watch
 from bench.servers import Settings, free_port, kefu_command, kefu_environment, llama_server_command, peak_memory_bytes, running
 
-SETTINGS = Settings(Path("m.gguf"), places=5, num_kv_tokens=4096, threads=3)
+SETTINGS = Settings(Path("m.gguf"), places=5, num_kv_tokens=4096, threads=3, peer_args=("--mlock",))
 
 
 def test_every_server_gets_the_same_settings() -> None:
@@ -77,3 +77,18 @@ def test_a_wrong_command_line_is_refused(arguments: list[str]) -> None:
 
 def test_lists_are_written_with_commas() -> None:
     assert listed("1, 4,,8") == ("1", "4", "8")
+
+
+def program(path: Path, output: str) -> None:
+    path.write_text(f"#!{sys.executable}\nprint({output!r})\n")
+    path.chmod(0o755)
+
+
+def test_the_engine_benches_become_rows(tmp_path: Path) -> None:
+    program(tmp_path / "llama-bench", json.dumps([{"n_gen": 0, "avg_ts": 219.0}, {"n_gen": 128, "avg_ts": 25.9}]))
+    program(tmp_path / "llama-batched-bench", "main: notes\n" + "\n".join(json.dumps({"pl": pl, "speed_tg": pl * 11.0}) for pl in (1, 8)))
+    prefill, decode = run_llama_bench(tmp_path, SETTINGS, 1375, 128, 3)
+    assert (prefill.workload, prefill.prefill_tokens_per_s, prefill.decode_tokens_per_s) == ("prefill", 219.0, None)
+    assert (decode.workload, decode.decode_tokens_per_s) == ("decode", 25.9)
+    batched = run_batched_bench(tmp_path, SETTINGS, (1, 8), 128, 3)
+    assert [(row.streams, row.decode_tokens_per_s, row.repeats) for row in batched] == [(1, 11.0, 3), (8, 88.0, 3)]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import IntegrityError
 
 from feedback.database import Database
 from feedback.record import Citation, Conversation, Message, NotFound, Record, new_id
@@ -95,8 +96,9 @@ async def test_nothing_of_a_failed_write_stays(record: Record, database: Databas
     conversation = await opened(record)
     first = made()
     await record.add_message(conversation.id, Message(new_id("msg"), "assistant", "one"), first)
-    with pytest.raises(Exception, match="UNIQUE"):
-        await record.add_message(conversation.id, Message(new_id("msg"), "assistant", "two"), made(id=first.id))
+    with pytest.raises(IntegrityError) as failed:
+        await record.add_message(conversation.id, Message(new_id("msg"), "assistant", "two"), made(id=first.id, content="a secret"))
+    assert "a secret" not in str(failed.value)
     assert [message.text for message in await record.messages(conversation.id)] == ["one"]
     assert await database.read(lambda connection: connection.execute(text("SELECT count(*) FROM message")).scalar_one()) == 1
 

@@ -136,5 +136,5 @@ def tokens(text: str, finish: FinishReason | None = FinishReason.STOP, per_batch
     ids = ByteTokenizer().encode(text, special=True)
     events = [TokenEvent(1, num_cached=3), *(TokenEvent(1, token_id, -0.5) for token_id in ids)]
     if finish is not None:
-        events.append(TokenEvent(1, 258 if finish is FinishReason.STOP else -1, None, (), finish))
+        events.append(TokenEvent(1, 258, -0.1, (), finish) if finish is FinishReason.STOP else TokenEvent(1, finish_reason=finish))
     return [events[i : i + per_batch] for i in range(0, len(events), per_batch)]

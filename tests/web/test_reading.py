@@ -39,8 +39,10 @@ def test_a_citation_opens_its_passage_beside_the_conversation_and_gives_the_focu
 
 def test_on_a_phone_the_passage_is_a_sheet_that_holds_the_focus(browser: Browser, url: str, desk: Desk) -> None:
     with visit(browser, url, **PHONE) as page:
-        answer = finished(page)
-        answer.locator(".citation").tap()
+        page.locator(".chip").first.tap()
+        answer = last_answer(page)
+        expect(page.locator("#input")).not_to_be_focused()
+        answer.locator(".citation:enabled").tap()
         page.wait_for_timeout(300)
         box = page.locator("#passage").bounding_box()
         assert box is not None

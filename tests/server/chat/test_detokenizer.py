@@ -1,5 +1,7 @@
 """Text comes out whole, whatever the tokens cut."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ class _Pieces:
 
 def _cut(data: bytes, edges: list[int]) -> list[bytes]:
     marks = sorted({0, len(data), *(edge % (len(data) + 1) for edge in edges)})
-    return [data[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(marks)]
 
 
 @given(st.text(), st.lists(st.integers(0, 10_000)))

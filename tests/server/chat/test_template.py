@@ -65,9 +65,7 @@ def test_the_public_part_ends_where_the_first_user_text_begins() -> None:
     for user in ("hi", "Apple", "zebra", "", "\n"):
         prompt = TEMPLATE.render(_messages(("system", "Be kind."), ("developer", "Be brief."), ("user", user)), None)
         public = _text(prompt.token_ids[: prompt.public_len])
-        assert public == (
-            "⟦<|im_start|>⟧system\nBe kind.⟦<|im_end|>⟧\n⟦<|im_start|>⟧system\nBe brief.⟦<|im_end|>⟧\n⟦<|im_start|>⟧user\n"
-        )
+        assert public == ("⟦<|im_start|>⟧system\nBe kind.⟦<|im_end|>⟧\n⟦<|im_start|>⟧system\nBe brief.⟦<|im_end|>⟧\n⟦<|im_start|>⟧user\n")
 
 
 @given(tricky, tricky, tricky)
@@ -88,7 +86,8 @@ def test_the_stem_is_a_prefix_of_every_next_turn(question: str, answer: str, fol
 
 
 def test_a_refusal_repeats_the_template_and_never_the_message() -> None:
-    source = "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}{{ raise_exception(messages[0].content) if 'bad' in messages[0].content }}"
+    source = """{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}
+{%- if 'bad' in messages[0].content %}{{ raise_exception(messages[0].content) }}{% endif %}"""
     template = ChatTemplate(ByteTokenizer(source))
     with pytest.raises(InvalidRequest, match="one turn only"):
         template.render(_messages(("user", "a"), ("user", "b")), None)
@@ -97,7 +96,9 @@ def test_a_refusal_repeats_the_template_and_never_the_message() -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["{{ ''.__class__ }}", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{{"])
+@pytest.mark.parametrize(
+    "source", ["{{ ''.__class__ }}", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{{"]
+)
 def test_a_model_with_an_unusable_template_is_refused_at_load(source: str) -> None:
     with pytest.raises(ModelLoadError, match="chat template"):
         ChatTemplate(ByteTokenizer(source))

@@ -67,12 +67,15 @@ def unsigned(claims: dict[str, object]) -> str:
 def test_forged_and_foreign_tokens_are_refused(key_file: Path, tmp_path: Path) -> None:
     visitors = Visitors(key_file)
     token = visitors.admit().token
+    payload, signed_at, signature = token.split(".")
     key = key_file.read_text().split()[-1]
     forged = [
         "",
         " ",
         "vis_aaaaaaaaaaaaaaaaaaaa",
-        token[:-1] + ("A" if token[-1] != "A" else "B"),
+        f"{payload}.{signed_at}.{'A' if signature[0] != 'A' else 'B'}{signature[1:]}",
+        f"{payload}.{signed_at}.",
+        f"{payload}.ZZZZZZ.{signature}",
         "x" + token,
         token + ".",
         token.replace(".", "..", 1),

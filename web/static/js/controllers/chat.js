@@ -38,7 +38,7 @@ class Chat {
 
   async start() {
     this.#notify(navigator.onLine ? "" : say("problem_offline"));
-    if (matchMedia("(pointer: fine)").matches) this.#composer.focus();
+    this.#composer.focus();
     await Promise.all([this.#orNotice(this.#greet()), this.#orNotice(this.#resume())]);
   }
 

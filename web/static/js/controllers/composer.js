@@ -54,8 +54,9 @@ export class Composer {
     this.#drafts.set(DRAFT, this.#input.value);
   }
 
+  // Not where a finger points: there the focus would raise a keyboard over the answer.
   focus() {
-    this.#input.focus();
+    if (matchMedia("(pointer: fine)").matches) this.#input.focus();
   }
 
   set isAnswering(isAnswering) {

@@ -8,16 +8,9 @@ const SILENCE_MS = 30_000;
 
 // `problem` names what happened, in the page's words: see the keys "problem_*" of web/i18n.
 export class DeskError extends Error {
-  constructor(problem, { status = 0, code = null, retryAfter = null } = {}) {
-    super(`${problem} ${status} ${code ?? ""}`.trim());
-    Object.assign(this, { problem, status, code, retryAfter });
-  }
-
-  static async of(response) {
-    const body = await response.json().catch(() => null);
-    const code = body?.error?.code ?? null;
-    const retryAfter = Number(response.headers.get("retry-after")) || null;
-    return new DeskError(problemOf(response.status, code), { status: response.status, code, retryAfter });
+  constructor(problem, status = 0) {
+    super(`${problem} ${status}`);
+    Object.assign(this, { problem, status });
   }
 }
 
@@ -32,6 +25,12 @@ const PROBLEM_BY_CODE = {
 const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "too_fast", 503: "down" };
 const problemOf = (status, code) => PROBLEM_BY_CODE[code] ?? PROBLEM_BY_STATUS[status] ?? "server";
 
+async function read(response) {
+  return response.json().catch(() => {
+    throw new DeskError("unreachable");
+  });
+}
+
 export class Desk {
   #storage;
   #admission = null;
@@ -45,14 +44,14 @@ export class Desk {
   }
 
   async shop(language) {
-    return (await this.#fetch("GET", `/desk/shop?language=${language}`)).json();
+    return read(await this.#fetch("GET", `/desk/shop?language=${language}`));
   }
 
   // The conversation of this visitor to go on with, or null.
   async current() {
     if (!this.isKnown) return null;
     try {
-      return await (await this.#request("GET", "/desk/conversations/current")).json();
+      return await read(await this.#request("GET", "/desk/conversations/current"));
     } catch (error) {
       if (error instanceof DeskError && error.problem === "gone") return null;
       throw error;
@@ -60,7 +59,7 @@ export class Desk {
   }
 
   async open(language) {
-    return (await this.#request("POST", "/desk/conversations", { language })).json();
+    return read(await this.#request("POST", "/desk/conversations", { language }));
   }
 
   async stop(conversationId) {
@@ -75,16 +74,17 @@ export class Desk {
   // Yields {name, ...data} up to and including "done"; every other end is a DeskError.
   async *ask(conversationId, message) {
     const line = new AbortController();
-    let timer = setTimeout(() => line.abort(), SILENCE_MS);
+    let timer = 0;
     const heard = () => {
       clearTimeout(timer);
       timer = setTimeout(() => line.abort(), SILENCE_MS);
     };
+    heard();
     try {
       const response = await this.#request("POST", `/desk/conversations/${conversationId}/messages`, message, line.signal);
       for await (const { name, data } of events(response, heard)) {
         const event = { name, ...JSON.parse(data) };
-        if (name === "error") throw new DeskError(problemOf(0, event.error?.code), { code: event.error?.code });
+        if (name === "error") throw new DeskError(problemOf(0, event.error?.code));
         yield event;
         if (name === "done") return;
       }
@@ -112,7 +112,7 @@ export class Desk {
   // A new visitor, or the same one with a fresh token; calls that meet share one admission.
   #admit(token) {
     this.#admission ??= this.#fetch("POST", "/desk/visitors", {}, { token })
-      .then((response) => response.json())
+      .then(read)
       .then((visitor) => this.#storage.set(TOKEN, visitor.token))
       .finally(() => (this.#admission = null));
     return this.#admission;
@@ -125,7 +125,8 @@ export class Desk {
     const options = { method, headers, signal, body: body && JSON.stringify(body), credentials: "omit", cache: "no-store" };
     const response = await fetch(path, options).catch(() => null);
     if (!response) throw new DeskError(navigator.onLine ? "unreachable" : "offline");
-    if (!response.ok) throw await DeskError.of(response);
-    return response;
+    if (response.ok) return response;
+    const refusal = await response.json().catch(() => null);
+    throw new DeskError(problemOf(response.status, refusal?.error?.code), response.status);
   }
 }
