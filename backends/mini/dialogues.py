@@ -236,7 +236,7 @@ class ShopWriter:
     def _history(self) -> list[Turn]:
         """Return earlier, finished exchanges; most dialogues have none, a few have many."""
         turns: list[Turn] = []
-        for _ in range(self.rng.choices([0, 1, 2, 3, 9], [72, 16, 8, 3, 1])[0]):
+        for _ in range(self.rng.choices([0, 1, 2, 3, 9], [80, 12, 5, 2, 1])[0]):
             earlier = self._on_point("", [], self.rng.choice(self.points()))
             point = next(p for p in self.points() if p.number == earlier.cited)
             if self.rng.random() < 0.25:
@@ -332,7 +332,7 @@ def _in_slot(text: str, place: int) -> bool:
     return text.rfind("{", 0, place + 1) > text.rfind("}", 0, place)
 
 
-def families(seed: int, split: Split, max_passages: int = 10, size: int = 6) -> Iterator[list[Example]]:
+def families(seed: int, split: Split, max_passages: int = 10, size: int = 9) -> Iterator[list[Example]]:
     """Yield without end lists of `size` examples that share one shop, half of the lists in each language."""
     rng = random.Random(f"{seed}/{split}")
     while True:

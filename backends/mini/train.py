@@ -20,7 +20,9 @@ from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
-WARMUP_STEPS, DECAY_FROM, DRILL_UNTIL = 60, 0.65, 0.08
+WARMUP_STEPS, DECAY_FROM = 60, 0.65
+# Drills take half of the steps until their loss says that copying works, then one step in twelve.
+DRILL_SHARES, DRILL_LEARNT_LOSS = (0.5, 0.08), 0.6
 CHECKPOINT_EVERY_S = 120
 
 
@@ -52,31 +54,43 @@ def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens
 
 
 def drill(rng: random.Random, vocab_size: int) -> Row:
-    """Random tokens said again after others: the plainest lesson in copying."""
-    pieces = [[rng.randrange(vocab_size) for _ in range(rng.randint(6, 20))] for _ in range(8)]
-    again = rng.choices(pieces, k=12)
-    ids = [token for piece in pieces + again for token in piece]
-    seen = sum(map(len, pieces))
-    starts = {seen + sum(map(len, again[:i])) + j for i in range(len(again)) for j in (0, 1)}
-    return Row(ids, list(range(len(ids))), [0] * len(ids), [i >= seen and i not in starts for i in range(len(ids))])
+    """Random pieces said again after others: the plainest lesson in copying. Half use few tokens, so that one is no clue."""
+    alphabet = rng.sample(range(vocab_size), rng.choice([24, vocab_size]))
+    pieces = [rng.choices(alphabet, k=rng.randint(8, 24)) for _ in range(rng.randint(4, 24))]
+    ids = [token for piece in pieces for token in piece]
+    is_target = [False] * len(ids)
+    for piece in rng.choices(pieces, k=len(pieces)):
+        ids += piece
+        is_target += [False] * 3 + [True] * (len(piece) - 3)
+    return Row(ids, list(range(len(ids))), [0] * len(ids), is_target)
 
 
 def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
-    """Yield batches of rows; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
+    """Yield batches of dialogue rows; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
     rng = random.Random(seed)
     streams = {width: families(seed * 100 + width, "train", width) for width in (3, 4, 5, 6, 8, 10)}
     while True:
-        widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.5 else [4, 6, 8, 10]
-        rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(96)]
-        if progress[0] < DRILL_UNTIL:
-            rows[:40] = [drill(rng, chat.tokenizer.get_vocab_size()) for _ in range(40)]
-            rng.shuffle(rows)
-        made: list[list[Row]] = [[]]
-        for row in rows:
-            if made[-1] and sum(len(one.ids) for one in made[-1]) + len(row.ids) > num_tokens:
-                made.append([])
-            made[-1].append(row)
-        yield from made
+        widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.7 else [4, 6, 8, 10]
+        rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(32)]
+        yield from filled(rows, num_tokens)
+
+
+def drills(seed: int, vocab_size: int, num_tokens: int) -> Iterator[list[Row]]:
+    """Yield batches of drills."""
+    rng = random.Random(f"drill {seed}")
+    while True:
+        yield from filled([drill(rng, vocab_size) for _ in range(64)], num_tokens)
+
+
+def filled(rows: list[Row], num_tokens: int) -> Iterator[list[Row]]:
+    """Group rows into batches of at most `num_tokens`, or of one row."""
+    batch: list[Row] = []
+    for row in rows:
+        if batch and sum(len(one.ids) for one in batch) + len(row.ids) > num_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
 
 
 def segments_of(rows: list[Row]) -> list[Segment]:
@@ -121,7 +135,7 @@ class Trainer:
             Muon(weights, MUON_LR),
             torch.optim.AdamW(others, ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0}
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0, "drill_loss": 8.0}
         self.path = folder / "checkpoint.pt"
         if self.path.exists():
             self._resume()
@@ -131,7 +145,7 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.state = saved["state"]
+        self.state |= saved["state"]
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
@@ -142,8 +156,8 @@ class Trainer:
         )
         partial.replace(self.path)
 
-    def step(self, rows: list[Row]) -> None:
-        """Learn from one batch."""
+    def step(self, rows: list[Row], kind: str = "loss") -> None:
+        """Learn from one batch; `kind` names the running mean its loss belongs to."""
         factor = learning_rate(self.state["seconds"] / self.budget_s, self.state["step"])
         for optimizer, lr in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
@@ -157,17 +171,23 @@ class Trainer:
         self.state["step"] += 1
         self.state["tokens"] += sum(len(row.ids) for row in rows)
         self.state["targets"] += num_targets
-        self.state["loss"] = 0.97 * self.state["loss"] + 0.03 * loss.item() if self.state["loss"] else loss.item()
+        self.state[kind] = 0.97 * self.state[kind] + 0.03 * loss.item() if self.state[kind] else loss.item()
 
     def run(self, chat: ChatFormat, num_tokens: int) -> None:
         """Train until the budget is spent."""
         progress = [self.state["seconds"] / self.budget_s]
         # A restart draws fresh dialogues: the stream is seeded by where the run stands.
         stream = batches(chat, self.seed + self.state["step"], num_tokens, progress)
+        copying = drills(self.seed + self.state["step"], chat.tokenizer.get_vocab_size(), num_tokens)
+        rng = random.Random(self.seed + self.state["step"])
         saved_at = self.state["seconds"]
         while self.state["seconds"] < self.budget_s:
             began = time.monotonic()
-            self.step(next(stream))
+            share = DRILL_SHARES[self.state["drill_loss"] < DRILL_LEARNT_LOSS]
+            if rng.random() < share:
+                self.step(next(copying), "drill_loss")
+            else:
+                self.step(next(stream))
             # A stopped process does not spend its budget: one step counts for ten seconds at most.
             self.state["seconds"] += min(10.0, time.monotonic() - began)
             progress[0] = self.state["seconds"] / self.budget_s
@@ -190,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
     parser.add_argument("--minutes", type=float, default=54)
-    parser.add_argument("--batch-tokens", type=int, default=5120)
+    parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

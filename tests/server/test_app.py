@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 
 from backends.supervisor import Supervisor
 from server.app import create_app, engine_options
@@ -22,8 +22,8 @@ def app(tmp_path: Path) -> FastAPI:
 
 
 def _routes(app: FastAPI) -> list[APIRoute]:
-    found = [route for route in app.routes if isinstance(route, APIRoute)]
-    return found
+    contexts = iter_route_contexts(app.routes)
+    return [context.original_route for context in contexts if isinstance(context.original_route, APIRoute)]
 
 
 def test_every_route_has_exactly_one_access_tag(app: FastAPI) -> None:

@@ -1,5 +1,6 @@
 """The command line says what is wrong in one sentence, soon."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -15,6 +16,8 @@ runner = CliRunner()
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("KEFU_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("KEFU_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr("server.cli.configure_logging", lambda level: None)
 
