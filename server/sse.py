@@ -9,8 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_S = 10.0
-# A reader that takes nothing for this long is gone; until then the transport's own limit bounds what waits for it.
-SEND_TIMEOUT_S = 30.0
+# A reader that took nothing during so many silences is gone; until then the transport's own limit bounds what waits for it.
+MAX_STUCK = 3
 CLIENT_CLOSED_REQUEST = 499
 _KEEP_ALIVE = b": keep-alive\n\n"
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def sse_event(name: str, value: object) -> bytes:
 async def until_hang_up(receive: Receive, work: Coroutine[object, object, T], on_idle: Callable[[], Awaitable[None]] | None = None) -> T:
     """Do `work`; when the client goes first, cancel it and raise HungUp. The request body must have been read before.
 
-    `on_idle` is called every KEEP_ALIVE_S while it takes.
+    `on_idle` is called every KEEP_ALIVE_S while it takes; what it raises ends the work, too.
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
     try:
@@ -74,10 +74,15 @@ class EventStream(Response):
         self._chunks = chunks
         self._on_end = on_end
         self._is_silent = False
+        self._is_sending = False
+        self._num_stuck = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def keep_alive() -> None:
-            if self._is_silent:
+        async def look() -> None:
+            self._num_stuck = self._num_stuck + 1 if self._is_sending else 0
+            if self._num_stuck >= MAX_STUCK:
+                raise HungUp
+            if self._is_silent and not self._is_sending:
                 await self._send(send, _KEEP_ALIVE)
             self._is_silent = True
 
@@ -85,7 +90,7 @@ class EventStream(Response):
             first = await anext(self._chunks)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await self._send(send, first)
-            await until_hang_up(receive, self._send_all(send), keep_alive)
+            await until_hang_up(receive, self._send_all(send), look)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except HungUp:
             return
@@ -99,10 +104,7 @@ class EventStream(Response):
             self._is_silent = False
             await self._send(send, chunk)
 
-    @staticmethod
-    async def _send(send: Send, chunk: bytes) -> None:
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            raise HungUp from None
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        self._is_sending = True
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._is_sending = False

@@ -26,7 +26,7 @@ class ModelConfig:
     num_hidden_layers: int = 6
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
-    rope_theta: float = 10000.0
+    rope_theta: float = 1000000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 4096
 
@@ -123,10 +123,10 @@ class Qwen2(nn.Module):  # type: ignore[misc, unused-ignore]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                scale = (2 * config.num_hidden_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                nn.init.normal_(parameter, std=0.02 * scale if "embed" not in name else 0.02)
+                nn.init.normal_(parameter, std=0.01 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.03)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        plant_copying(self)
 
     def forward(self, ids: Tensor, positions: Tensor, segments: list[Segment]) -> Tensor:
         """Return hidden states (tokens, width) for `ids` and `positions` (tokens), which `segments` cut into runs."""
@@ -139,6 +139,57 @@ class Qwen2(nn.Module):  # type: ignore[misc, unused-ignore]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return functional.linear(hidden, self.embed_tokens.weight)
+
+
+NUM_LAGS, LAG_WIDTH = 3, 32
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
+def plant_copying(model: Qwen2) -> None:
+    """Begin with the two layers that copying needs, which a small budget would not find by itself.
+
+    They are the previous-token and the induction heads of Olsson et al. (2022, https://arxiv.org/abs/2209.11895). Layer 0
+    writes the three tokens before each token into dimensions kept free for them; layer 1 looks for the places that
+    followed the same three tokens and proposes the token there.
+    """
+    config = model.config
+    width, head, free = config.hidden_size, config.head_dim, config.hidden_size - NUM_LAGS * LAG_WIDTH
+    model.embed_tokens.weight.normal_().mul_((torch.arange(width) < free).float())
+    model.norm.weight.fill_(0.1)
+    first, second = model.layers[0].self_attn, model.layers[1].self_attn
+    sketch = _orthonormal(LAG_WIDTH, free)
+    frequencies = config.rope_theta ** (-torch.arange(0, head, 2) / head)
+    for lag in range(1, NUM_LAGS + 1):
+        rows = slice((lag - 1) * head, lag * head)
+        group = (lag - 1) * config.num_key_value_heads // config.num_attention_heads * head
+        # Query and key are biases alone, so the score depends on the distance alone: the sum of cos(frequency * (distance - lag)).
+        first.q_proj.weight[rows] = 0
+        first.q_proj.bias[rows] = 8 * torch.cat((torch.cos(frequencies * lag), -torch.sin(frequencies * lag)))
+        first.k_proj.weight[group : group + head] = 0
+        first.k_proj.bias[group : group + head // 2] = 8
+        first.v_proj.weight[group : group + LAG_WIDTH, :free] = sketch
+        places = slice(free + (lag - 1) * LAG_WIDTH, free + lag * LAG_WIDTH)
+        first.o_proj.weight[places, rows.start : rows.start + LAG_WIDTH] = torch.eye(LAG_WIDTH)
+    # The slow half of the rotary pairs hardly turns over a prompt's length.
+    slow = torch.cat((torch.arange(head // 4, head // 2), torch.arange(3 * head // 4, head)))
+    turns = [1.1 * _orthonormal(len(slow), LAG_WIDTH) for _ in range(NUM_LAGS)]
+    for group in range(config.num_key_value_heads):
+        query, key = group * head * (config.num_attention_heads // config.num_key_value_heads), group * head
+        second.q_proj.weight[query + slow, :free] = turns[0] @ sketch
+        for lag in range(NUM_LAGS):
+            places = slice(free + lag * LAG_WIDTH, free + (lag + 1) * LAG_WIDTH)
+            second.k_proj.weight[key + slow, places] = turns[lag]
+            if lag:
+                earlier = slice(free + (lag - 1) * LAG_WIDTH, free + lag * LAG_WIDTH)
+                second.q_proj.weight[query + slow, earlier] = turns[lag]
+        shown = _orthonormal(head, free)
+        second.v_proj.weight[key : key + head, :free] = shown
+        second.o_proj.weight[:free, query : query + head] = 3 * shown.T
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    square, _ = torch.linalg.qr(torch.randn(max(rows, columns), max(rows, columns)))
+    return square[:rows, :columns]
 
 
 class Muon(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]

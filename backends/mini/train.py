@@ -19,10 +19,8 @@ from backends.mini.dialogues import Example, families
 from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
-MUON_LR, ADAM_LR = 0.02, 3e-3
-WARMUP_STEPS, DECAY_FROM = 60, 0.65
-# Drills take half of the steps until their loss says that copying works, then one step in twelve.
-DRILL_SHARES, DRILL_LEARNT_LOSS = (0.5, 0.08), 0.6
+MUON_LR, EMBEDDING_LR, ADAM_LR = 0.01, 1e-2, 3e-3
+WARMUP_STEPS, DECAY_FROM = 20, 0.6
 CHECKPOINT_EVERY_S = 120
 
 
@@ -53,18 +51,6 @@ def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens
     return row
 
 
-def drill(rng: random.Random, vocab_size: int) -> Row:
-    """Random pieces said again after others: the plainest lesson in copying. Half use few tokens, so that one is no clue."""
-    alphabet = rng.sample(range(vocab_size), rng.choice([24, vocab_size]))
-    pieces = [rng.choices(alphabet, k=rng.randint(8, 24)) for _ in range(rng.randint(4, 24))]
-    ids = [token for piece in pieces for token in piece]
-    is_target = [False] * len(ids)
-    for piece in rng.choices(pieces, k=len(pieces)):
-        ids += piece
-        is_target += [False] * 3 + [True] * (len(piece) - 3)
-    return Row(ids, list(range(len(ids))), [0] * len(ids), is_target)
-
-
 def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
     """Yield batches of dialogue rows; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
     rng = random.Random(seed)
@@ -73,13 +59,6 @@ def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float])
         widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.7 else [4, 6, 8, 10]
         rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(32)]
         yield from filled(rows, num_tokens)
-
-
-def drills(seed: int, vocab_size: int, num_tokens: int) -> Iterator[list[Row]]:
-    """Yield batches of drills."""
-    rng = random.Random(f"drill {seed}")
-    while True:
-        yield from filled([drill(rng, vocab_size) for _ in range(64)], num_tokens)
 
 
 def filled(rows: list[Row], num_tokens: int) -> Iterator[list[Row]]:
@@ -129,13 +108,16 @@ class Trainer:
         self.folder, self.seed, self.budget_s = folder, seed, budget_s
         torch.manual_seed(seed)
         self.model = Qwen2(config)
-        weights = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
-        others = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
+        named = list(self.model.named_parameters())
+        matrices = [p for n, p in named if p.dim() == 2 and "embed" not in n]
+        vectors = [p for _, p in named if p.dim() == 1]
+        adam = [{"params": [self.model.embed_tokens.weight], "lr": EMBEDDING_LR}, {"params": vectors, "lr": ADAM_LR}]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(weights, MUON_LR),
-            torch.optim.AdamW(others, ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0),
+            Muon(matrices, MUON_LR),
+            torch.optim.AdamW(adam, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0, "drill_loss": 8.0}
+        self.full_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0}
         self.path = folder / "checkpoint.pt"
         if self.path.exists():
             self._resume()
@@ -156,12 +138,12 @@ class Trainer:
         )
         partial.replace(self.path)
 
-    def step(self, rows: list[Row], kind: str = "loss") -> None:
-        """Learn from one batch; `kind` names the running mean its loss belongs to."""
+    def step(self, rows: list[Row]) -> None:
+        """Learn from one batch."""
         factor = learning_rate(self.state["seconds"] / self.budget_s, self.state["step"])
-        for optimizer, lr in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, self.full_rates, strict=True):
+            group["lr"] = rate * factor
         loss, num_targets = loss_of(self.model, rows)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -171,23 +153,17 @@ class Trainer:
         self.state["step"] += 1
         self.state["tokens"] += sum(len(row.ids) for row in rows)
         self.state["targets"] += num_targets
-        self.state[kind] = 0.97 * self.state[kind] + 0.03 * loss.item() if self.state[kind] else loss.item()
+        self.state["loss"] = 0.97 * self.state["loss"] + 0.03 * loss.item() if self.state["loss"] else loss.item()
 
     def run(self, chat: ChatFormat, num_tokens: int) -> None:
         """Train until the budget is spent."""
         progress = [self.state["seconds"] / self.budget_s]
         # A restart draws fresh dialogues: the stream is seeded by where the run stands.
         stream = batches(chat, self.seed + self.state["step"], num_tokens, progress)
-        copying = drills(self.seed + self.state["step"], chat.tokenizer.get_vocab_size(), num_tokens)
-        rng = random.Random(self.seed + self.state["step"])
         saved_at = self.state["seconds"]
         while self.state["seconds"] < self.budget_s:
             began = time.monotonic()
-            share = DRILL_SHARES[self.state["drill_loss"] < DRILL_LEARNT_LOSS]
-            if rng.random() < share:
-                self.step(next(copying), "drill_loss")
-            else:
-                self.step(next(stream))
+            self.step(next(stream))
             # A stopped process does not spend its budget: one step counts for ten seconds at most.
             self.state["seconds"] += min(10.0, time.monotonic() - began)
             progress[0] = self.state["seconds"] / self.budget_s
@@ -209,8 +185,8 @@ def main() -> None:
     """Parse arguments, make the tokenizer if there is none, train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
-    parser.add_argument("--minutes", type=float, default=54)
-    parser.add_argument("--batch-tokens", type=int, default=3072)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--batch-tokens", type=int, default=2560)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

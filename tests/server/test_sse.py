@@ -91,7 +91,7 @@ async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_reader_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.sse, "SEND_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(server.sse, "KEEP_ALIVE_S", 0.02)
 
     async def chunks() -> AsyncGenerator[bytes, None]:
         while True:

@@ -9,6 +9,24 @@ from tests.web.scripted_desk import Desk, Scene
 pytestmark = pytest.mark.e2e
 
 
+def test_a_server_that_says_nothing_at_all_is_noticed(page: Page, desk: Desk) -> None:
+    finished(page)
+    page.route("**/messages", lambda route: None)
+    page.clock.install()
+    ask(page)
+    expect(last_answer(page).locator(".state")).to_be_visible()
+    page.clock.fast_forward(31_000)
+    expect(page.locator(".problem")).to_contain_text("cannot be reached")
+
+
+def test_a_text_that_did_arrive_is_not_in_the_box_after_a_reload(page: Page, desk: Desk) -> None:
+    finished(page, "first")
+    page.evaluate("sessionStorage.setItem('kefu.draft', 'first')")
+    page.reload()
+    expect(page.locator(".question")).to_have_count(1)
+    expect(page.locator("#input")).to_have_value("")
+
+
 def test_a_line_that_went_dead_is_noticed(page: Page, desk: Desk) -> None:
     desk.scene.waits = ((60, {"state": "thinking"}),)
     page.clock.install()
