@@ -1,6 +1,7 @@
 """Metrics for Prometheus, under the field's names. Labels come from fixed sets: no id and no path ever becomes one."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,10 +13,20 @@ FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 30
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineNumbers:
+    """What the engine's side has to say at this moment."""
+
+    num_waiting: int
+    num_running: int
+    num_restarts: int
+    stats: Stats | None
+
+
 class Metrics:
     """One registry. `engine` gives waiting, running, restarts, and the engine's own numbers when there are any."""
 
-    def __init__(self, engine: Callable[[], "EngineNumbers"]) -> None:
+    def __init__(self, engine: Callable[[], EngineNumbers]) -> None:
         self._registry = registry = CollectorRegistry()
         registry.register(_EngineCollector(engine))
         self._requests = Counter("kefu_requests", "Requests by route and status.", ["method", "route", "status"], registry=registry)
@@ -59,16 +70,6 @@ class Metrics:
 
 
 _REASONS = {401: "key", 408: "body_timeout", 413: "body_too_large", 429: "limit", 431: "headers", 503: "no_room"}
-
-
-class EngineNumbers:
-    """What the engine's side has to say at this moment."""
-
-    def __init__(self, num_waiting: int, num_running: int, num_restarts: int, stats: Stats | None) -> None:
-        self.num_waiting = num_waiting
-        self.num_running = num_running
-        self.num_restarts = num_restarts
-        self.stats = stats
 
 
 class _EngineCollector:

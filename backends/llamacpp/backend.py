@@ -5,6 +5,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from backends.llamacpp.cells import CellLedger
 from backends.llamacpp.model import MAX_CACHED_SEQUENCES, LlamaModel, Row
@@ -12,6 +13,8 @@ from backends.llamacpp.sampler import Sampler
 from backends.prefix_tree import PrefixTree, Tokens
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
 from backends.sequence import CacheScope, Sequence, SequenceStatus
+
+Vector = npt.NDArray[np.float32]
 
 # Waiting for another sequence's prefill pays only when it saves more than this many tokens.
 MIN_SHARED_WAIT = 24
@@ -52,6 +55,7 @@ class LlamaBackend:
         self._samplers: dict[int, Sampler] = {}
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._num_evicted = 0
+        self._scratch = np.empty(self._model.vocab_size, np.float32)
 
     def admission(self, seq: Sequence) -> Admission:
         if len(self._runs) >= self.spec.max_sequences:
@@ -152,19 +156,22 @@ class LlamaBackend:
         if not runs:
             return []
         index = {row.seq_id: i for i, row in enumerate(rows) if row.wants_logits}
-        logits = self._model.logits(len(runs))
-        peaks = logits.max(axis=1)
-        norms = peaks + np.log(np.exp(logits - peaks[:, None]).sum(axis=1))
         outputs = []
-        for i, run in enumerate(runs):
+        for logits, run in zip(self._model.logits(len(runs)), runs, strict=True):
             greedy = run.sampler.is_plain_greedy
-            token_id = int(logits[i].argmax()) if greedy else run.sampler.sample(self._model.context, index[run.handle])
-            top = self._top(logits[i], float(norms[i]), run.seq.sampling.num_top_logprobs)
-            outputs.append(StepOutput(run.seq, token_id, float(logits[i, token_id] - norms[i]), top))
+            token_id = int(logits.argmax()) if greedy else run.sampler.sample(self._model.context, index[run.handle])
+            norm = self._log_sum_exp(logits)
+            top = self._top(logits, norm, run.seq.sampling.num_top_logprobs)
+            outputs.append(StepOutput(run.seq, token_id, float(logits[token_id]) - norm, top))
         return outputs
 
+    def _log_sum_exp(self, logits: Vector) -> float:
+        peak = logits.max()
+        np.exp(np.subtract(logits, peak, out=self._scratch), out=self._scratch)
+        return float(peak + np.log(self._scratch.sum()))
+
     @staticmethod
-    def _top(logits: "np.ndarray[tuple[int], np.dtype[np.float32]]", norm: float, count: int) -> tuple[tuple[int, float], ...]:
+    def _top(logits: Vector, norm: float, count: int) -> tuple[tuple[int, float], ...]:
         if not count:
             return ()
         best = np.argpartition(-logits, count)[:count]

@@ -53,11 +53,20 @@ def check_gguf(path: Path) -> None:
 
 
 class LogSink:
-    """Keeps llama.cpp's last error lines, so that a failure can say why. Nothing is printed."""
+    """Takes over llama.cpp's log and keeps its last error lines, so that a failure can say why. Nothing is printed.
+
+    Must live as long as llama.cpp is used.
+    """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
-        self.callback = lib.llama_log_callback(self._on_line)
+        self._callback = lib.llama_log_callback(self._on_line)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    @property
+    def why(self) -> str:
+        """The last errors, as one clause."""
+        return "; ".join(self.errors) or "llama.cpp gave no reason"
 
     def _on_line(self, level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
         if level == 4:
@@ -71,22 +80,18 @@ class LlamaModel:
         path = Path(options.path)
         check_gguf(path)
         self._log = LogSink()
-        lib.llama_log_set(self._log.callback, ctypes.c_void_p(0))
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.gpu_layers
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise ModelLoadError(f"{path} could not be loaded: {self._why()}")
+            raise ModelLoadError(f"{path} could not be loaded: {self._log.why}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = lib.llama_vocab_n_tokens(self._vocab)
         self._context = self._make_context(options)
         self._memory = lib.llama_get_memory(self._context)
         self.spec = self._describe(options, path)
         self._batch = _Batch(options.batch_tokens)
-
-    def _why(self) -> str:
-        return "; ".join(self._log.errors) or "llama.cpp gave no reason"
 
     def _make_context(self, options: EngineOptions) -> lib.llama_context_p:
         trained = lib.llama_model_n_ctx_train(self._model)
@@ -105,7 +110,7 @@ class LlamaModel:
         params.no_perf = True
         context = lib.llama_init_from_model(self._model, params)
         if not context:
-            raise ModelLoadError(f"{options.path} was read, but a context of {params.n_ctx} tokens could not be made: {self._why()}")
+            raise ModelLoadError(f"{options.path} was read, but a context of {params.n_ctx} tokens could not be made: {self._log.why}")
         return context
 
     def _threads(self) -> int:
@@ -162,7 +167,7 @@ class LlamaModel:
         """One forward pass. False when the cache has no room (nothing is computed then). Raises DecodeFailed on anything worse."""
         code = lib.llama_decode(self._context, self._batch.fill(rows))
         if code not in (0, 1):
-            raise DecodeFailed(f"llama_decode returned {code}: {self._why()}")
+            raise DecodeFailed(f"llama_decode returned {code}: {self._log.why}")
         return int(code) == 0
 
     def logits(self, num_outputs: int) -> npt.NDArray[np.float32]:

@@ -185,12 +185,13 @@ def main() -> None:
     """Parse arguments, make the tokenizer if there is none, train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--batch-tokens", type=int, default=2560)
+    parser.add_argument("--minutes", type=float, default=47)
+    parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "tokenizer.json"

@@ -37,7 +37,8 @@ def _brute_match(held: dict[int, Held], tokens: tuple[int, ...], scope: CacheSco
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple)
 SCOPES = st.builds(CacheScope, st.integers(0, 5), st.sampled_from(["desk", "key"]), st.sampled_from(["ann", "bo"]))
-OPERATIONS = st.lists(st.tuples(st.sampled_from(["insert", "insert", "remove"]), st.integers(0, 5), TOKENS, SCOPES, st.integers(0, 9)), max_size=25)
+NAMES = st.sampled_from(["insert", "insert", "remove"])
+OPERATIONS = st.lists(st.tuples(NAMES, st.integers(0, 5), TOKENS, SCOPES, st.integers(0, 9)), max_size=25)
 
 
 @given(OPERATIONS, TOKENS, SCOPES)

@@ -25,7 +25,7 @@ def main(model_path: str) -> None:
                 expect(last_answer(page).locator(".note")).to_have_text("Saved, thank you")
                 page.locator(".reasons [data-part=cancel]").click()
                 if name == "chat-1280":
-                    last_answer(page).locator(".citation").first.click()
+                    page.locator(".citation").last.click()
                 page.wait_for_timeout(400)
                 path = DOCS / f"{name}.png"
                 page.screenshot(path=path)

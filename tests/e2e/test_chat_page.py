@@ -10,9 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from backends.llamacpp.tokenizer import LlamaTokenizer
+from backends.mini.shop import Language, Passage, load_shop
 from tests.e2e.house import Kefu, kefu
 from tests.web.browser import PHONE, ask, chromium, finished, last_answer, visit
 from tests.web.hostile import PAYLOADS
@@ -92,16 +93,27 @@ def rows(data_dir: Path, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
 
 
+def cited(page: Page, language: Language) -> tuple[Locator, Passage]:
+    """An answer with a citation, and the passage it cites. Whether it is the right one is the model's affair, and measured there."""
+    shop = load_shop(language)
+    for question in shop.suggestions:
+        number = finished(page, question).locator(".citation")
+        if number.count():
+            return last_answer(page), shop.passages[int(number.first.inner_text()) - 1]
+    raise AssertionError("the model cited nothing in four answers")
+
+
 def test_from_the_question_to_a_thumb_on_disk_and_back_after_a_reload(page: Page, data_dir: Path) -> None:
     page.evaluate(LISTEN)
-    answer = finished(page, "How long do I have to return something?")
-    heard = page.evaluate("heard")
+    answer, passage = cited(page, "en")
+    said = answer.locator(".text").inner_text()
     thought = str(rows(data_dir, "select reasoning from completion order by created_at_ms desc limit 1")[0][0])
-    assert heard.count("event: delta") >= 2
-    assert thought.strip() and thought.strip()[:20] not in heard
-    expect(answer.locator(".text")).to_contain_text("30 days")
+    assert page.evaluate("heard").count("event: delta") >= 2
+    assert thought.strip() and thought.strip()[:20] not in page.evaluate("heard")
+
     answer.locator(".citation").first.click()
-    expect(page.locator("#passage")).to_contain_text("Returns")
+    expect(page.locator("#passage h2")).to_have_text(passage.title)
+    expect(page.locator("#passage [data-part=text]")).to_have_text(passage.text)
     page.keyboard.press("Escape")
 
     answer.locator("[data-part=down]").click()
@@ -113,21 +125,20 @@ def test_from_the_question_to_a_thumb_on_disk_and_back_after_a_reload(page: Page
     assert (value, json.loads(str(tags)), comment) == (-1, ["unclear"], "say it shorter")
 
     page.reload()
-    expect(page.locator(".question")).to_contain_text("How long do I have to return something?")
+    expect(last_answer(page).locator(".text")).to_have_text(said, use_inner_text=True)
     expect(last_answer(page).locator("[data-part=down]")).to_have_attribute("aria-pressed", "true")
-    expect(last_answer(page).locator(".citation").first).to_have_accessible_name(re.compile(r"^Source \d: Returns$"))
+    expect(last_answer(page).locator(".citation").first).to_have_accessible_name(re.compile(f"{passage.title}$"))
+    asked_before = page.locator(".question").count()
     finished(page, "And how much is express shipping?")
-    assert page.locator(".question").count() == 2
+    expect(page.locator(".question")).to_have_count(asked_before + 1)
 
 
 def test_in_chinese_on_a_phone(browser: Browser, url: str) -> None:
     with visit(browser, url, **{**PHONE, "locale": "zh-CN"}) as page:
         expect(page.locator("h1")).to_have_text("静壶茶舍")
-        page.locator(".chip").first.tap()
-        expect(last_answer(page).locator(".actions")).to_be_visible()
-        expect(last_answer(page).locator(".text")).to_contain_text("30")
-        last_answer(page).locator(".citation").first.tap()
-        expect(page.locator("#passage h2")).to_have_text("退货")
+        answer, passage = cited(page, "zh")
+        answer.locator(".citation").first.tap()
+        expect(page.locator("#passage h2")).to_have_text(passage.title)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 

@@ -90,7 +90,7 @@ def test_a_seed_gives_the_same_text_whatever_else_runs(backend: LlamaBackend) ->
 def test_when_room_runs_out_the_answers_are_still_the_same(model_path: str) -> None:
     roomy = LlamaBackend(EngineOptions(model_path, "m", max_sequences=4, num_kv_tokens=4096, threads=1))
     tight = LlamaBackend(EngineOptions(model_path, "m", max_sequences=4, num_kv_tokens=512, threads=1))
-    sampling = SamplingParams(temperature=0.0, max_tokens=120, logit_bias={token: -100.0 for token in roomy.spec.eos_token_ids})
+    sampling = SamplingParams(temperature=0.0, max_tokens=120, logit_bias=dict.fromkeys(roomy.spec.eos_token_ids, -100.0))
     try:
         wanted = _answer(roomy, *[_desk(i, [300 + i] * 20, sampling) for i in range(4)])
         scheduler = Scheduler(tight)
@@ -151,7 +151,7 @@ def test_logit_bias_forbids_and_forces(backend: LlamaBackend) -> None:
 
 def test_a_forced_close_is_computed_like_any_other_token(backend: LlamaBackend) -> None:
     close = (60, 61, 62)
-    sampling = SamplingParams(temperature=0.0, max_tokens=20, logit_bias={token: -100.0 for token in backend.spec.eos_token_ids})
+    sampling = SamplingParams(temperature=0.0, max_tokens=20, logit_bias=dict.fromkeys(backend.spec.eos_token_ids, -100.0))
     seq = _desk(1, [250], sampling)
     seq.thinking = Thinking(open_id=1, close_id=61, close_ids=close, starts_open=True, budget=5)
     seq.in_thought = True
@@ -173,7 +173,7 @@ def test_a_warm_up_leaves_its_prompt_ready(backend: LlamaBackend) -> None:
 
 def test_an_abort_in_the_middle_frees_the_place_and_keeps_the_prefix(backend: LlamaBackend) -> None:
     scheduler = Scheduler(backend)
-    seq = _desk(1, [250], SamplingParams(temperature=0.0, max_tokens=500, logit_bias={t: -100.0 for t in backend.spec.eos_token_ids}))
+    seq = _desk(1, [250], SamplingParams(temperature=0.0, max_tokens=500, logit_bias=dict.fromkeys(backend.spec.eos_token_ids, -100.0)))
     scheduler.submit(seq)
     for _ in range(5):
         scheduler.step()

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from backends.llamacpp.cells import CellLedger
 
-STEPS = st.lists(st.tuples(st.sampled_from(["grow", "share", "pin", "unpin", "trim"]), st.integers(0, 3), st.integers(0, 3), st.integers(0, 6)), max_size=40)
+NAMES = st.sampled_from(["grow", "share", "pin", "unpin", "trim"])
+STEPS = st.lists(st.tuples(NAMES, st.integers(0, 3), st.integers(0, 3), st.integers(0, 6)), max_size=40)
 
 
 @given(STEPS)

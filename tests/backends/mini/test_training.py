@@ -1,0 +1,57 @@
+"""The training code: what is learnt from, what sees what, and the copying the model begins with."""
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from backends.mini import score  # noqa: E402
+from backends.mini.dialogues import families  # noqa: E402
+from backends.mini.model import ModelConfig, Qwen2, Segment  # noqa: E402
+from backends.mini.tokenizer import ChatFormat  # noqa: E402
+from backends.mini.train import learning_rate, pack, segments_of  # noqa: E402
+
+TOKENIZER = Path(score.__file__).parent / "weights" / "mlx" / "tokenizer.json"
+
+
+def row():
+    return pack(ChatFormat(TOKENIZER), next(families(3, "train", 4, 3)), random.Random(1))
+
+
+def test_only_thoughts_and_answers_are_learnt() -> None:
+    chat, packed = ChatFormat(TOKENIZER), row()
+    pairs = zip(packed.ids, packed.is_target, strict=True)
+    learnt = [list(group) for known, group in itertools.groupby(pairs, key=lambda pair: pair[1]) if known]
+    for group in learnt:
+        assert group[-1][0] == chat.ids["<|im_end|>"]
+        assert chat.ids["<|im_start|>"] not in [token for token, _ in group]
+
+
+def test_a_dialogue_beside_others_scores_as_it_does_alone() -> None:
+    torch.manual_seed(0)
+    model, packed = Qwen2(ModelConfig(num_hidden_layers=2)), row()
+    alone = [i for i, branch in enumerate(packed.branches) if branch in (0, 2)]
+    ids, positions = torch.tensor(packed.ids), torch.tensor(packed.positions)
+    with torch.no_grad():
+        together = model(ids, positions, segments_of([packed]))[alone]
+        single = model(ids[alone], torch.arange(len(alone)), [Segment(len(alone))])
+    assert torch.allclose(together, single, atol=1e-3)
+
+
+def test_an_untrained_model_already_copies() -> None:
+    torch.manual_seed(0)
+    model, rng = Qwen2(ModelConfig()), random.Random(0)
+    piece = [rng.randrange(3072) for _ in range(40)]
+    ids = torch.tensor(piece + [rng.randrange(3072) for _ in range(200)] + piece)
+    with torch.no_grad():
+        guesses = model.logits(model(ids, torch.arange(len(ids)), [Segment(len(ids))])).argmax(-1)
+    hits = guesses[-len(piece) + 3 : -1] == ids[-len(piece) + 4 :]
+    assert hits.float().mean() > 0.9
+
+
+def test_the_learning_rate_warms_up_holds_and_ends_at_zero() -> None:
+    assert learning_rate(0.0, 0) < learning_rate(0.01, 10) < learning_rate(0.3, 1000) == 1
+    assert learning_rate(1.0, 5000) == 0
