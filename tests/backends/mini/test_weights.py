@@ -94,9 +94,9 @@ def test_every_form_carries_the_same_template(model) -> None:
 
 
 def test_the_model_answers_the_demo_shop_from_the_right_passage(model) -> None:
-    results = [score.judge(example, *score.generate(model, example)) for example in score.held_out(11, 18)]
-    assert sum(result.is_formed for result in results) >= 17
-    assert sum(result.is_right for result in results) >= 11
+    results = [score.judge(example, *score.generate(model, example)) for example in score.held_out(11, 15)]
+    assert sum(result.is_formed for result in results) >= 14
+    assert sum(result.is_right for result in results) >= 9
 
 
 @pytest.mark.parametrize(("language", "line"), [("en", "Passages:\n[1] Returns: Unopened"), ("zh", "资料：\n[1] 退货：未拆封")])
