@@ -1,5 +1,6 @@
 """The seam: what a backend and a tokenizer must do, and how the engine room fails."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -140,6 +141,9 @@ class Backend(Protocol):
 
     def stop(self, seq: Sequence) -> None:
         """Release the place; the sequence's reusable KV stays as a prefix until evicted."""
+
+    def watch(self, should_break_off: Callable[[], bool]) -> None:
+        """During a long forward pass, call this now and then; when it says True, break the pass off with nothing computed."""
 
     def cache_stats(self) -> CacheStats: ...
 

@@ -51,8 +51,10 @@ class Worker:
         self._unframer = Unframer()
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
+        self._inbox: list[ToEngine] = []
         self._is_open = True
         self._last_beat = 0.0
+        backend.watch(self._must_break_off)
 
     def close(self) -> None:
         """Leave after the current step."""
@@ -78,14 +80,27 @@ class Worker:
             self._scheduler.step()
 
     def _receive(self, wait_ms: int) -> None:
+        """Obey what has come; with nothing to do, wait for something."""
+        self._read(0 if self._inbox else wait_ms)
+        inbox, self._inbox = self._inbox, []
+        for message in inbox:
+            self._obey(message)
+
+    def _read(self, wait_ms: int) -> None:
         while self._is_open and self._poller.poll(wait_ms):
             data = self._sock.recv(RECEIVE_BYTES)
             if not data:
                 self.close()
                 return
-            for payload in self._unframer.feed(data):
-                self._obey(to_engine_decoder.decode(payload))
+            self._inbox += [to_engine_decoder.decode(payload) for payload in self._unframer.feed(data)]
             wait_ms = 0
+
+    def _must_break_off(self) -> bool:
+        """Asked in the middle of a forward pass: somebody in it has gone, or the web side has."""
+        self._read(0)
+        self._beat()
+        gone = {message.seq_id for message in self._inbox if isinstance(message, Abort)}
+        return not self._is_open or any(seq.seq_id in gone for seq in self._scheduler.running)
 
     def _obey(self, message: ToEngine) -> None:
         match message:

@@ -2,13 +2,14 @@
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from backends.llamacpp.cells import CellLedger
-from backends.llamacpp.model import MAX_CACHED_SEQUENCES, LlamaModel, Row
+from backends.llamacpp.model import MAX_CACHED_SEQUENCES, Decoded, LlamaModel, Row
 from backends.llamacpp.sampler import Sampler
 from backends.prefix_tree import PrefixTree, Tokens
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
@@ -18,7 +19,7 @@ Vector = npt.NDArray[np.float32]
 
 # Waiting for another sequence's prefill pays only when it saves more than this many tokens.
 MIN_SHARED_WAIT = 24
-# One forward pass should not take longer than this, so that an abort and a newcomer are noticed soon.
+# While somebody's answer is being written, a forward pass should not take longer than this, whoever else has a prompt to compute.
 STEP_TARGET_S = 0.5
 MIN_CHUNK = 32
 HEADROOM_TOKENS = 32
@@ -95,8 +96,11 @@ class LlamaBackend:
         self._make_room(count)
         rows = [row for run, n in chunks for row in self._rows(run, n)]
         began = time.perf_counter()
-        if not self._model.decode(rows):
-            raise OutOfRoom
+        match self._model.decode(rows):
+            case Decoded.NO_ROOM:
+                raise OutOfRoom
+            case Decoded.BROKEN_OFF:
+                return []
         self._adapt_chunk(count, time.perf_counter() - began)
         for run, n in chunks:
             self._cells.grow(run.handle, n)
@@ -114,6 +118,9 @@ class LlamaBackend:
             self._samplers[seq.seq_id] = run.sampler
         self._keep(run.handle, tuple(seq.token_ids[: seq.reusable_len]), seq.scope)
 
+    def watch(self, should_break_off: Callable[[], bool]) -> None:
+        self._model.watch(should_break_off)
+
     def cache_stats(self) -> CacheStats:
         used = self._cells.num_cells - self._cells.num_free
         return CacheStats(self._cells.num_cells, used, len(self._entries), self._num_evicted)
@@ -130,7 +137,8 @@ class LlamaBackend:
     def _plan(self) -> list[tuple[_Run, int]]:
         """Everybody who decodes gets all their few tokens; the rest of the chunk is shared evenly among the prompts, short ones first."""
         pending = sorted((run for run in self._runs.values() if run.seq.num_uncomputed), key=lambda run: run.seq.num_uncomputed)
-        left = self._chunk + len(pending) if len(self._runs) > 1 else 2 * self._chunk
+        someone_decodes = any(run.seq.num_computed >= run.seq.num_prompt_tokens for run in pending)
+        left = self._chunk + len(pending) if someone_decodes else self._max_batch
         chunks: list[tuple[_Run, int]] = []
         for i, run in enumerate(pending):
             share = max(1, left // (len(pending) - i))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import llama_cpp as lib
@@ -17,10 +21,21 @@ from backends.protocol import EngineError, EngineOptions, ModelLoadError, ModelS
 
 GGUF_MAGIC = b"GGUF"
 MAX_CACHED_SEQUENCES = 64
+LOOK_EVERY_S = 0.05
+LONG_PASS_TOKENS = 64
+NEVER_LOOK = lib.ggml_abort_callback()
 
 
 class DecodeFailed(EngineError):
     """llama_decode returned an error; the engine cannot go on."""
+
+
+class Decoded(IntEnum):
+    """How a forward pass ended, in llama_decode's own numbers."""
+
+    DONE = 0
+    NO_ROOM = 1
+    BROKEN_OFF = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +68,7 @@ def check_gguf(path: Path) -> None:
 
 
 class LogSink:
-    """Takes over llama.cpp's log and keeps its last error lines, so that a failure can say why. Nothing is printed.
-
-    Must live as long as llama.cpp is used.
-    """
+    """Takes over llama.cpp's log and keeps its last error lines, so that a failure can say why. Nothing is printed."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -73,13 +85,19 @@ class LogSink:
             self.errors = [*self.errors[-4:], text.decode("utf-8", "replace").strip()]
 
 
+@functools.cache
+def log_sink() -> LogSink:
+    """The one sink of this process: llama.cpp keeps a pointer to its callback for good, so it must never be collected."""
+    return LogSink()
+
+
 class LlamaModel:
     """One model, one context with a unified KV cache, one reusable batch."""
 
     def __init__(self, options: EngineOptions) -> None:
         path = Path(options.path)
         check_gguf(path)
-        self._log = LogSink()
+        self._log = log_sink()
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.gpu_layers
@@ -92,6 +110,7 @@ class LlamaModel:
         self._memory = lib.llama_get_memory(self._context)
         self.spec = self._describe(options, path)
         self._batch = _Batch(options.batch_tokens)
+        self._look = NEVER_LOOK
 
     def _make_context(self, options: EngineOptions) -> lib.llama_context_p:
         trained = lib.llama_model_n_ctx_train(self._model)
@@ -163,12 +182,29 @@ class LlamaModel:
         if not lib.llama_memory_seq_rm(self._memory, seq_id, length, -1):
             raise DecodeFailed(f"the cache would not drop positions from {length} on")
 
-    def decode(self, rows: Items[Row]) -> bool:
-        """One forward pass. False when the cache has no room (nothing is computed then). Raises DecodeFailed on anything worse."""
+    def watch(self, should_break_off: Callable[[], bool]) -> None:
+        """Call this between the nodes of a long forward pass, at most every LOOK_EVERY_S."""
+        next_look = 0.0
+
+        def look(_data: ctypes.c_void_p) -> bool:
+            nonlocal next_look
+            now = time.monotonic()
+            if now < next_look:
+                return False
+            next_look = now + LOOK_EVERY_S
+            return should_break_off()
+
+        self._look = lib.ggml_abort_callback(look)
+
+    def decode(self, rows: Items[Row]) -> Decoded:
+        """One forward pass; nothing is computed unless it is DONE. Raises DecodeFailed on anything worse than no room."""
+        # Being asked costs about a microsecond a node: too much for the short passes of a small model, which end soon anyway.
+        look = self._look if len(rows) >= LONG_PASS_TOKENS else NEVER_LOOK
+        lib.llama_set_abort_callback(self._context, look, None)
         code = lib.llama_decode(self._context, self._batch.fill(rows))
-        if code not in (0, 1):
+        if code not in (0, 1, 2):
             raise DecodeFailed(f"llama_decode returned {code}: {self._log.why}")
-        return int(code) == 0
+        return Decoded(code)
 
     def logits(self, num_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last batch's wanted rows, in batch order: float32 [num_outputs, vocab_size]. Valid until the next decode."""

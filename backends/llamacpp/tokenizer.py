@@ -5,7 +5,7 @@ from pathlib import Path
 
 import llama_cpp as lib
 
-from backends.llamacpp.model import LogSink, check_gguf
+from backends.llamacpp.model import check_gguf, log_sink
 from backends.protocol import ModelLoadError
 
 MAX_TOKEN_BYTES = 512
@@ -16,12 +16,12 @@ class LlamaTokenizer:
 
     def __init__(self, path: str) -> None:
         check_gguf(Path(path))
-        self._log = LogSink()
+        log = log_sink()
         params = lib.llama_model_default_params()
         params.vocab_only = True
         self._model = lib.llama_model_load_from_file(path.encode(), params)
         if not self._model:
-            raise ModelLoadError(f"the vocabulary of {path} could not be read: {self._log.why}")
+            raise ModelLoadError(f"the vocabulary of {path} could not be read: {log.why}")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
         template = lib.llama_model_chat_template(self._model, None)

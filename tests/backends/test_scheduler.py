@@ -57,6 +57,9 @@ class ScriptedBackend:
     def stop(self, seq: Sequence) -> None:
         self.running.remove(seq)
 
+    def watch(self, should_break_off: Callable[[], bool]) -> None:
+        """Its passes are instant."""
+
     def cache_stats(self) -> CacheStats:
         return CacheStats(self.room, 0, 0, 0)
 

@@ -139,3 +139,17 @@ async def test_the_engine_leaves_with_the_web_side(model_path: str) -> None:
     writer.transport.abort()
     assert await _gone(pid, within_s=5)
     await supervisor.stop()
+
+
+async def test_a_long_prefill_is_broken_off_when_its_request_goes(model_path: str) -> None:
+    async with _engine(model_path) as supervisor:
+        await _loaded(supervisor)
+        stream = supervisor.client.submit([5 + i % 200 for i in range(2000)], ENDLESS)
+        await anext(stream)
+        stream.abort()
+        other = supervisor.client.submit([5, 6, 7], SamplingParams(temperature=0.0, max_tokens=3))
+        async with asyncio.timeout(5):
+            events = [event async for events in other for event in events]
+        assert events[-1].finish_reason is not None
+        assert supervisor.client.stats is not None
+        assert supervisor.num_restarts == 0

@@ -182,3 +182,15 @@ def test_an_abort_in_the_middle_frees_the_place_and_keeps_the_prefix(backend: Ll
     assert not scheduler.has_work
     assert backend.admission(_desk(2, [251])) is Admission.YES
     assert backend.start(_desk(2, [251])) == len(PUBLIC)
+
+
+def test_a_pass_that_is_broken_off_computed_nothing_and_can_be_done_again(backend: LlamaBackend) -> None:
+    seq = Sequence(1, [5 + i % 200 for i in range(300)], 300, GREEDY, CacheScope(private="a"))
+    backend.start(seq)
+    backend.watch(lambda: True)
+    assert backend.step() == []
+    assert seq.num_computed == 0
+    backend.watch(lambda: False)
+    (first,) = backend.step()
+    fresh = Sequence(2, list(seq.token_ids), 300, GREEDY, CacheScope(private="b"))
+    assert first.token_id == _answer(backend, fresh)[2][0]
