@@ -63,7 +63,9 @@ def occupied(url: str, model_path: str) -> Iterator[threading.Event]:
     """The engine's only place is taken by an answer that does not end, until the event is set."""
     never_end = {str(token_id): -100 for token_id in LlamaTokenizer(model_path).eos_token_ids}
     model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-    body = {"model": model, "prompt": "tea", "max_tokens": 1500, "stream": True, "logit_bias": never_end}
+    # Hot enough never to go in circles, which would end it early.
+    wild = {"temperature": 2, "top_p": 1, "top_k": 0}
+    body = {"model": model, "prompt": "tea", "max_tokens": 4000, "stream": True, "logit_bias": never_end, **wild}
     begun, leave = threading.Event(), threading.Event()
 
     def occupy() -> None:

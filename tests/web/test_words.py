@@ -2,6 +2,10 @@
 
 import re
 
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from server.routes.pages import pages_router
 from web import ROOT, TEMPLATES, load_strings
 
 STRINGS = load_strings()
@@ -52,3 +56,13 @@ def test_markup_holds_no_words_of_its_own() -> None:
 def test_scripts_hold_no_words_of_their_own() -> None:
     assert not re.search(r"[\u3000-\u9fff]", SCRIPTS)
     assert not re.search(r'textContent = (?:"[^"]|`)', SCRIPTS)
+
+
+def test_every_label_in_the_rendered_page_is_a_string_of_ours() -> None:
+    app = FastAPI()
+    app.include_router(pages_router())
+    for language in ("en", "zh"):
+        page = TestClient(app).get(f"/?lang={language}").text
+        labels = set(re.findall(r'(?:aria-label|title|placeholder)="([^"]*)"', page))
+        assert labels
+        assert labels <= set(STRINGS[language].values())
