@@ -119,8 +119,11 @@ class ShopWriter:
     def _made(self) -> list[Entry]:
         count = self.rng.randint(min(3, self.max_passages), self.max_passages)
         names = [name for name in self.tables["topics"] if name not in REPEATABLE]
-        repeated = [self.rng.choice(REPEATABLE) for _ in range(self.rng.choice([0, 0, 1, 2, 2, 3]))][:count]
-        chosen = repeated + self.rng.sample(names, count - len(repeated))
+        common = [passage.id for passage in load_shop(self.language).passages]
+        repeated = [self.rng.choice(REPEATABLE) for _ in range(self.rng.choice([0, 0, 0, 1, 2]))][:count]
+        usual = self.rng.sample(common, (count - len(repeated)) * 3 // 5)
+        rest = [name for name in names if name not in usual]
+        chosen = repeated + usual + self.rng.sample(rest, count - len(repeated) - len(usual))
         self.rng.shuffle(chosen)
         return [self._entry(name, *(self.rng.choice(self.tables["topics"][name][key]) for key in ("titles", "texts"))) for name in chosen]
 

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
 MUON_LR, EMBEDDING_LR, ADAM_LR = 0.01, 1e-2, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.6
+# What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
+OPENINGS_SHARE = 0.7
 CHECKPOINT_EVERY_S = 120
 
 
@@ -51,13 +54,39 @@ def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens
     return row
 
 
+def pack_openings(chat: ChatFormat, family: list[Example]) -> Row:
+    """Lay many short lessons side by side: from what the customer says to what it is about, without passages."""
+    shared = chat.message("system", family[0].shop.persona)
+    row = Row(list(shared), list(range(len(shared))), [0] * len(shared), [False] * len(shared))
+    told = [example for example in family if example.thought and example.behaviour != "clarify"]
+    for branch, example in enumerate(told, 1):
+        prompt, target = chat.prompt(example), chat.text(opening(example))
+        row.ids.extend(prompt + target)
+        row.positions.extend(range(len(shared), len(shared) + len(prompt) + len(target)))
+        row.branches.extend([branch] * (len(prompt) + len(target)))
+        row.is_target.extend([False] * len(prompt) + [True] * len(target))
+    return row
+
+
+def opening(example: Example) -> str:
+    """Return the part of a thought that names what is asked: up to the passage, or the first sentence."""
+    thought = example.thought or ""
+    if example.cited:
+        return thought.split("[")[0].rstrip()
+    return re.split(r"(?<=\.) |(?<=。)", thought)[0]
+
+
 def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
-    """Yield batches of dialogue rows; `progress[0]` (0 to 1) widens the shops from three passages to ten."""
+    """Yield batches of rows; `progress[0]` (0 to 1) widens the shops from three passages to ten and thins the short lessons out."""
     rng = random.Random(seed)
     streams = {width: families(seed * 100 + width, "train", width) for width in (3, 4, 5, 6, 8, 10)}
+    questions = families(seed * 100, "train", 4, 20)
     while True:
         widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.7 else [4, 6, 8, 10]
-        rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(32)]
+        openings = round(32 * max(0.1, OPENINGS_SHARE * (1 - progress[0])))
+        rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(32 - openings)]
+        rows += [pack_openings(chat, next(questions)) for _ in range(openings)]
+        rng.shuffle(rows)
         yield from filled(rows, num_tokens)
 
 
