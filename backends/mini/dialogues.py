@@ -21,7 +21,7 @@ CLOSE_TOPICS = (
     {"shipping", "international"},
     {"promo", "loyalty"},
 )
-BEHAVIOURS = {"fact": 40, "followup": 10, "rephrase": 8, "none": 13, "clarify": 5, "fact_inject": 4, "small": 20}
+BEHAVIOURS = {"fact": 56, "followup": 6, "rephrase": 7, "none": 10, "clarify": 4, "fact_inject": 3, "small": 14}
 SMALL = {"greeting": 3, "thanks": 2, "bye": 2, "bot": 2, "person": 3, "offtopic": 5, "junk": 5, "insult": 2, "inject": 2, "language": 1}
 _TIGHT = re.compile(r"(?<=[\u4e00-\u9fff，。：]) (?=[\d¥])|(?<=[\d%]) (?=[\u4e00-\u9fff])")
 
@@ -118,12 +118,9 @@ class ShopWriter:
 
     def _made(self) -> list[Entry]:
         count = self.rng.randint(min(3, self.max_passages), self.max_passages)
-        names = [name for name in self.tables["topics"] if name not in REPEATABLE]
         common = [passage.id for passage in load_shop(self.language).passages]
         repeated = [self.rng.choice(REPEATABLE) for _ in range(self.rng.choice([0, 0, 0, 1, 2]))][:count]
-        usual = self.rng.sample(common, (count - len(repeated)) * 3 // 5)
-        rest = [name for name in names if name not in usual]
-        chosen = repeated + usual + self.rng.sample(rest, count - len(repeated) - len(usual))
+        chosen = repeated + self.rng.sample(common, count - len(repeated))
         self.rng.shuffle(chosen)
         return [self._entry(name, *(self.rng.choice(self.tables["topics"][name][key]) for key in ("titles", "texts"))) for name in chosen]
 
@@ -335,11 +332,11 @@ def _in_slot(text: str, place: int) -> bool:
     return text.rfind("{", 0, place + 1) > text.rfind("}", 0, place)
 
 
-def families(seed: int, split: Split, max_passages: int = 10, size: int = 9) -> Iterator[list[Example]]:
+def families(seed: int, split: Split, max_passages: int = 10, size: int = 14) -> Iterator[list[Example]]:
     """Yield without end lists of `size` examples that share one shop, half of the lists in each language."""
     rng = random.Random(f"{seed}/{split}")
     while True:
         language: Language = rng.choice(["en", "zh"])
-        kind: Kind = rng.choices(["demo", "demo_varied", "made"], [16, 14, 70])[0]  # type: ignore[assignment]
+        kind: Kind = rng.choices(["demo", "demo_varied", "made"], [28, 24, 48])[0]  # type: ignore[assignment]
         writer = ShopWriter(rng, language, split, max_passages, kind)
         yield [writer.example() for _ in range(size)]

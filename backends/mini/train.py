@@ -23,7 +23,7 @@ from backends.mini.tokenizer import ChatFormat, train_tokenizer
 MUON_LR, EMBEDDING_LR, ADAM_LR = 0.01, 1e-2, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.6
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
-OPENINGS_SHARE = 0.7
+OPENINGS_SHARE = 0.5
 CHECKPOINT_EVERY_S = 120
 
 
