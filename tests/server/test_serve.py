@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 
+from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop, system_message
 
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
@@ -199,7 +200,10 @@ def test_a_client_that_leaves_frees_its_place(server: Server, stream: bool) -> N
 def test_sigterm_lets_an_answer_finish_and_refuses_new_ones(model_path: str, tmp_path: Path) -> None:
     with _serve(model_path, tmp_path) as server:
         model = server.model
-        stream = server.client.chat.completions.create(model=model, messages=ASK, max_tokens=400, temperature=1.5, stream=True)
+        # Seconds long, whatever the model would say: it may not end, and is too hot to go in circles.
+        never_end = {str(token_id): -100 for token_id in LlamaTokenizer(model_path).eos_token_ids}
+        wild = {"temperature": 2.0, "top_p": 1.0, "logit_bias": never_end, "extra_body": {"top_k": 0, "reasoning_effort": "none"}}
+        stream = server.client.chat.completions.create(model=model, messages=ASK, max_tokens=2000, stream=True, **wild)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
