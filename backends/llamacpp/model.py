@@ -121,8 +121,9 @@ class LlamaModel:
         params.n_batch = params.n_ubatch = options.batch_tokens
         params.n_seq_max = options.max_sequences + MAX_CACHED_SEQUENCES
         params.kv_unified = True
-        # On a CPU plain attention is both faster here and independent of the batch's shape; on a GPU llama.cpp knows best.
-        default = FLASH_AUTO if lib.llama_supports_gpu_offload() else FLASH_OFF
+        # On a CPU plain attention gives the same bits whatever the batch's shape, but it pays for every occupied cell of the cache.
+        is_small = not lib.llama_supports_gpu_offload() and lib.llama_model_size(self._model) < SMALL_MODEL_BYTES
+        default = FLASH_OFF if is_small else FLASH_AUTO
         params.flash_attn_type = default if options.flash_attention is None else int(options.flash_attention)
         params.type_k = params.type_v = KV_TYPES[options.kv_type]
         params.n_threads = params.n_threads_batch = options.threads or self._threads()

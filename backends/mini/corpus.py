@@ -23,13 +23,25 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 @cache
 def tables(language: Language) -> dict[str, Any]:
-    """Return the phrase tables of one language: `topics`, `talk`, `small` and `words`."""
+    """Return the phrase tables of one language: `topics`, `absent`, `talk`, `small`, `actions` and `words`."""
     return tomllib.loads((TEXT_FOLDER / f"{language}.toml").read_text(encoding="utf-8"))
 
 
 def split_of(value: str) -> Split:
     """Say on which side of the line a value stands; the answer depends on its letters alone."""
     return "held" if zlib.crc32(value.encode()) % HELD_SHARE == 0 else "train"
+
+
+def phrasings(pool: list[str], split: Split) -> list[str]:
+    """Return one side of a list of phrasings: a sixth of each list, at least one, is never trained on. A single one is on both sides."""
+    return _parted(tuple(pool))[split]
+
+
+@cache
+def _parted(pool: tuple[str, ...]) -> dict[Split, list[str]]:
+    ranked = sorted(pool, key=lambda phrasing: zlib.crc32(phrasing.encode()))
+    count = max(1, len(ranked) // 6)
+    return {"held": ranked[:count], "train": ranked[count:] or ranked}
 
 
 def slots(template: str) -> list[str]:
@@ -61,6 +73,12 @@ def _code(rng: random.Random) -> str:
     letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(2, 5)))
     digits = "".join(rng.choices("0123456789", k=rng.randint(2, 5)))
     return letters + rng.choice(["-", "", "-"]) + digits
+
+
+def _order(rng: random.Random) -> str:
+    letters = "".join(rng.choices("ABCDEFGHJKLMNPQRSTUVWXYZ", k=rng.randint(1, 3)))
+    digits = "".join(rng.choices("0123456789", k=rng.randint(4, 7)))
+    return rng.choice([f"{letters}-{digits}", f"{letters}{digits}", digits, f"QK-{digits}"])
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class ValueMaker:
         maker = {
             "price": self._price, "pay": self._pay, "code": _code, "email": self._email, "phone": self._phone, "street": self._street,
             "person": self._person, "product": self._product, "word": self._word, "date": self._date, "shop": self._shop, "city": _made_up,
-            "junk": self._junk, "inject": self._inject,
+            "junk": self._junk, "order": _order, "inject": self._inject,
         }[kind]  # fmt: skip
         return maker(rng)
 
@@ -162,4 +180,4 @@ class ValueMaker:
 
     def _inject(self, rng: random.Random) -> str:
         talk = tables(self.language)["talk"]
-        return fill(rng.choice(talk["inject" if self.split == "train" else "inject_held"]), {"pct": str(rng.randint(10, 90))})
+        return fill(rng.choice(phrasings(talk["inject"], self.split)), {"pct": str(rng.randint(10, 90))})

@@ -1,12 +1,31 @@
-"""Print or write generated dialogues: `python -m backends.mini.data`."""
+"""The training dialogues, endless and seeded; `python -m backends.mini.data` prints some."""
 
 import argparse
 import itertools
 import json
+import random
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 
-from backends.mini.dialogues import families
+from backends.mini.actions import ActionWriter
+from backends.mini.corpus import Split
+from backends.mini.dialogues import Example, Kind, ShopWriter
+from backends.mini.shop import Language
+
+SHOP_KINDS: dict[Kind, int] = {"demo": 28, "demo_varied": 24, "made": 48}
+TOOLS_SHARE = 0.2
+
+
+def families(seed: int, split: Split, max_passages: int = 10, size: int = 14, tools_share: float = TOOLS_SHARE) -> Iterator[list[Example]]:
+    """Yield without end lists of `size` examples that share one shop, half of the lists in each language."""
+    rng = random.Random(f"{seed}/{split}")
+    while True:
+        language: Language = rng.choice(["en", "zh"])
+        kind = rng.choices(list(SHOP_KINDS), list(SHOP_KINDS.values()))[0]
+        make = ActionWriter if rng.random() < tools_share else ShopWriter
+        writer = make(rng, language, split, max_passages, kind)
+        yield [writer.example() for _ in range(size)]
 
 
 def main() -> None:

@@ -2,11 +2,10 @@
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from backends.mini.corpus import Split, ValueMaker, Values, expand, fill, slots, tables
+from backends.mini.corpus import Split, ValueMaker, Values, expand, fill, phrasings, slots, tables
 from backends.mini.shop import Language, Passage, Shop, load_shop, system_message
 
 Kind = Literal["demo", "demo_varied", "made"]
@@ -39,10 +38,11 @@ class Example:
     answers: tuple[str, ...]
     cited: int = 0
     facts: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()  # JSON schemas
 
     @property
     def system(self) -> str:
-        return system_message(self.shop, self.language)
+        return system_message(self.shop, self.language, self.tools)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class ShopWriter:
     entries: list[Entry] = field(init=False)
     shop: Shop = field(init=False)
     is_tight: bool = field(init=False, default=False)
+    tool_schemas: tuple[str, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         self.maker = ValueMaker(self.language, self.split, self.rng.choice(CURRENCIES[self.language]))
@@ -118,7 +119,7 @@ class ShopWriter:
 
     def _made(self) -> list[Entry]:
         count = self.rng.randint(min(3, self.max_passages), self.max_passages)
-        common = [passage.id for passage in load_shop(self.language).passages]
+        common = [name for name in self.tables["topics"] if name not in REPEATABLE]
         repeated = [self.rng.choice(REPEATABLE) for _ in range(self.rng.choice([0, 0, 0, 1, 2]))][:count]
         chosen = repeated + self.rng.sample(common, count - len(repeated))
         self.rng.shuffle(chosen)
@@ -127,7 +128,10 @@ class ShopWriter:
     def _entry(self, topic: str, title: str, template: str) -> Entry:
         names = list(dict.fromkeys(slots("".join(self.tables["topics"][topic]["texts"]) + title)))
         values = {name: self._tightened(value) for name, value in self.maker.make(self.rng, names).items()}
-        passage = Passage(topic, fill(title, values), self._tightened(fill(template, values)))
+        text = self._tightened(fill(template, values))
+        if self.kind == "made" and self.rng.random() < 0.04:
+            text = f"{text} {self.maker.make(self.rng, ['inject'])['inject']}"
+        passage = Passage(topic, fill(title, values), text)
         return Entry(topic, passage, template, values)
 
     def _tightened(self, text: str) -> str:
@@ -144,7 +148,7 @@ class ShopWriter:
         """Settle a question, wrap it, and now and then misspell it; values keep their letters."""
         question = self._misspelt(expand(self.rng, template))
         talk = self.tables["talk"]
-        wrap = self.rng.choice(talk["wrap"])
+        wrap = expand(self.rng, self._phrasing(talk["wrap"])) if self.rng.random() < 0.75 else "{ask}"
         if wrap.endswith("{ask}") and self.rng.random() < 0.75:
             question += self.rng.choice(talk["end"])
         elif not wrap.endswith("{ask}"):
@@ -154,7 +158,7 @@ class ShopWriter:
         text = fill(wrap.replace("{ask}", question), values)
         if self.rng.random() < 0.06:
             text = self._ramble() + text
-        case = self.rng.random()
+        case = 1.0 if slots(template) else self.rng.random()
         return text.upper() if case < 0.03 else text.lower() if case < 0.12 else text
 
     def _misspelt(self, text: str) -> str:
@@ -182,7 +186,10 @@ class ShopWriter:
 
     def _question(self, point: Point) -> str:
         fact = point.fact
-        return self._said(self.rng.choice(fact["ask"] if self.split == "train" else fact["held"]), point.entry.values)
+        return self._said(self._phrasing(fact["ask"]), point.entry.values)
+
+    def _phrasing(self, pool: list[str]) -> str:
+        return self.rng.choice(phrasings(pool, self.split))
 
     # -- what the assistant says
 
@@ -212,6 +219,7 @@ class ShopWriter:
             answers,
             point.number if point else 0,
             facts,
+            self.tool_schemas,
         )
 
     def _on_point(self, behaviour: str, turns: list[Turn], point: Point, think: str = "think_fact") -> Example:
@@ -262,9 +270,7 @@ class ShopWriter:
         if not pairs:
             return self.fact()
         first, second = self.rng.choice(pairs)
-        follows = second.fact["follow"]
-        kept = follows if len(follows) < 3 else follows[:-1] if self.split == "train" else follows[-1:]
-        question = self.rng.choice(kept) + self.rng.choice(["?", "?", ""] if self.language == "en" else ["？", "？", ""])
+        question = expand(self.rng, self._phrasing(second.fact["follow"])) + self.rng.choice(["?", "?", ""] if self.language == "en" else ["？", "？", ""])
         turns = [("user", self._question(first)), ("assistant", self.rng.choice(self._answers(first))), ("user", question)]
         return self._on_point("followup", turns, second, "think_more")
 
@@ -273,9 +279,8 @@ class ShopWriter:
         if (wrong.number, wrong.name) == (right.number, right.name):
             return self.fact()
         talk = self.tables["talk"]
-        again = self.rng.choice(talk["again" if self.split == "train" else "again_held"])
-        asks = right.fact["ask"] if self.split == "train" else right.fact["held"]
-        question = again.replace("{ask}", self._misspelt(expand(self.rng, self.rng.choice(asks))))
+        again = expand(self.rng, self._phrasing(talk["again"]))
+        question = again.replace("{ask}", self._misspelt(expand(self.rng, self._phrasing(right.fact["ask"]))))
         turns = [
             ("user", self._question(right)),
             ("assistant", self.rng.choice(self._answers(wrong))),
@@ -284,6 +289,12 @@ class ShopWriter:
         return self._on_point("rephrase", turns, right, "think_again")
 
     def none(self) -> Example:
+        """What the shop might well know, but no passage here tells."""
+        talk = self.tables["talk"]
+        if self.rng.random() < 0.4:
+            about, ask = self.rng.choice(self._absent())
+            thought = fill(talk["think_none"], {"about": about})
+            return self._example("none", [*self._history(), ("user", self._said(ask, {}))], thought, tuple(talk["none"]))
         there = {entry.topic for entry in self.entries}
         close = {name for pair in CLOSE_TOPICS if pair & there for name in pair}
         absent = [name for name in self.tables["topics"] if name in REPEATABLE or name not in there | close]
@@ -292,31 +303,35 @@ class ShopWriter:
         if any(entry.passage.title == passage.title for passage in self.shop.passages):
             return self.fact()
         name, fact = self.rng.choice(list(self.tables["topics"][topic]["facts"].items()))
-        point, talk = Point(0, entry, name, fact), self.tables["talk"]
+        point = Point(0, entry, name, fact)
         thought = fill(talk["think_none"], {"about": point.about})
         return self._example("none", [*self._history(), ("user", self._question(point))], thought, tuple(talk["none"]))
+
+    def _absent(self) -> list[tuple[str, str]]:
+        asks = {ask: about for about, ask in self.tables["absent"]["items"]}
+        return [(asks[ask], ask) for ask in phrasings(list(asks), self.split)]
 
     def clarify(self) -> Example:
         kind, talk = self.rng.choice(["price", "time"]), self.tables["talk"]
         points = list({p.number: p for p in reversed(self.points()) if p.fact.get("kind") == kind}.values())[::-1]
         if len(points) < 2:
             return self.fact()
-        vague = talk[f"vague_{kind}" if self.split == "train" else f"vague_{kind}_held"]
-        question = ("user", expand(self.rng, self.rng.choice(vague)) + self.rng.choice(["?", ""] if self.language == "en" else ["？", ""]))
+        vague = self._phrasing(talk[f"vague_{kind}"])
+        question = ("user", expand(self.rng, vague) + self.rng.choice(["?", ""] if self.language == "en" else ["？", ""]))
         first, second = sorted(points, key=lambda p: p.number)[:2]
         options = {"about": first.about, "other": second.about}
         answers = tuple(fill(answer, options) for answer in talk["clarify"])
         if self.rng.random() < 0.6:
             return self._example("clarify", [question], fill(talk["think_clarify"], options), answers)
         chosen = self.rng.choice([first, second])
-        choice = ("user", fill(self.rng.choice(talk["choose"]), {"about": chosen.about}))
+        choice = ("user", fill(expand(self.rng, self._phrasing(talk["choose"])), {"about": chosen.about}))
         return self._on_point("clarified", [question, ("assistant", answers[0]), choice], chosen, "think_more")
 
     def small(self, name: str = "") -> Example:
         """Small talk, refusals, and everything that needs no passage."""
         name = name or self.rng.choices(list(SMALL), list(SMALL.values()))[0]
         table = self.tables["small"][name]
-        template = self.rng.choice(table["ask"] if self.split == "train" else table["held"])
+        template = self._phrasing(table["ask"])
         values = {"shop": self.shop.name} | self.maker.make(self.rng, [s for s in slots(template) if s != "shop"])
         text = fill(expand(self.rng, template), values)
         if name in {"offtopic", "person", "insult"}:
@@ -330,13 +345,3 @@ class ShopWriter:
 
 def _in_slot(text: str, place: int) -> bool:
     return text.rfind("{", 0, place + 1) > text.rfind("}", 0, place)
-
-
-def families(seed: int, split: Split, max_passages: int = 10, size: int = 14) -> Iterator[list[Example]]:
-    """Yield without end lists of `size` examples that share one shop, half of the lists in each language."""
-    rng = random.Random(f"{seed}/{split}")
-    while True:
-        language: Language = rng.choice(["en", "zh"])
-        kind: Kind = rng.choices(["demo", "demo_varied", "made"], [28, 24, 48])[0]  # type: ignore[assignment]
-        writer = ShopWriter(rng, language, split, max_passages, kind)
-        yield [writer.example() for _ in range(size)]

@@ -42,8 +42,9 @@ def load_shop(language: Language) -> Shop:
     )
 
 
-def system_message(shop: Shop, language: Language) -> str:
-    """Return persona and numbered passages as the model was trained to read them; passages count from 1."""
+def system_message(shop: Shop, language: Language, tools: tuple[str, ...] = ()) -> str:
+    """Return persona, numbered passages and tools (JSON schemas) as the model was trained to read them; passages count from 1."""
     heading, colon = ("Passages:", ": ") if language == "en" else ("资料：", "：")
     lines = [f"[{number}] {passage.title}{colon}{passage.text}" for number, passage in enumerate(shop.passages, 1)]
-    return "\n".join([shop.persona, "", heading, *lines])
+    offered = ["", "# Tools", *tools] if tools else []
+    return "\n".join([shop.persona, "", heading, *lines, *offered])

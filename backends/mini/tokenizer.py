@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from backends.mini.corpus import tables
-from backends.mini.dialogues import Example, families
+from backends.mini.data import families
+from backends.mini.dialogues import Example
 
 # Qwen2's pre-tokenizer (tokenizer.json of Qwen2); llama.cpp knows it as "qwen2".
 QWEN2_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
@@ -62,8 +63,16 @@ class ChatFormat:
     def text(self, text: str) -> list[int]:
         return list(self.plain.encode(text).ids)
 
+    def written(self, text: str) -> list[int]:
+        """Return the ids of what the assistant writes; only there are the tool call's marks tokens of their own."""
+        parts = re.split(r"(</?tool_call>)", text)
+        return [token for part in parts for token in ([self.ids[part]] if part in self.ids else self.text(part))]
+
     def message(self, role: str, content: str) -> list[int]:
-        return [self.ids["<|im_start|>"], *self.text(f"{role}\n{content}"), self.ids["<|im_end|>"], *self.text("\n")]
+        if role == "tool":
+            role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
+        body = [*self.text(f"{role}\n"), *self.written(content)] if role == "assistant" else self.text(f"{role}\n{content}")
+        return [self.ids["<|im_start|>"], *body, self.ids["<|im_end|>"], *self.text("\n")]
 
     def prompt(self, example: Example) -> list[int]:
         """Return the ids after the system message and before the first generated token."""
@@ -75,7 +84,7 @@ class ChatFormat:
 
     def target(self, example: Example, answer: str) -> list[int]:
         """Return the ids the model must write."""
-        ending = [*self.text(answer), self.ids["<|im_end|>"]]
+        ending = [*self.written(answer), self.ids["<|im_end|>"]]
         if example.thought is None:
             return ending
         return [*self.text(f"{example.thought}\n"), self.ids["</think>"], *self.text("\n\n"), *ending]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backends.mini.dialogues import Example, families
+from backends.mini.data import families
+from backends.mini.dialogues import Example
 from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
@@ -80,7 +81,7 @@ def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float])
     """Yield batches of rows; `progress[0]` (0 to 1) widens the shops from three passages to ten and thins the short lessons out."""
     rng = random.Random(seed)
     streams = {width: families(seed * 100 + width, "train", width) for width in (3, 4, 5, 6, 8, 10)}
-    questions = families(seed * 100, "train", 4, 20)
+    questions = families(seed * 100, "train", 4, 20, tools_share=0)
     while True:
         widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.7 else [4, 6, 8, 10]
         openings = round(32 * max(0.1, OPENINGS_SHARE * (1 - progress[0])))

@@ -1,11 +1,14 @@
 """What the generated dialogues promise: the same from the same seed, right by construction, and nothing held out in training."""
 
 import itertools
+import json
+import re
 
 import pytest
 
-from backends.mini.corpus import Split, expand, slots, split_of, tables
-from backends.mini.dialogues import Example, demo_entries, families
+from backends.mini.corpus import Split, expand, phrasings, slots, split_of, tables
+from backends.mini.data import families
+from backends.mini.dialogues import Example, demo_entries
 from backends.mini.score import is_formed, is_right
 from backends.mini.shop import Language, load_shop
 
@@ -42,11 +45,10 @@ def test_the_scorer_accepts_every_right_answer_and_rejects_another_passage(split
 
 
 def test_the_scorer_asks_for_one_closed_thought_an_answer_and_an_end() -> None:
-    thinking = next(example for example in examples("held") if example.thought is not None)
-    assert is_formed(thinking, "thought\n</think>\n\nanswer", has_ended=True)
-    assert not is_formed(thinking, "thought\n</think>\n\nanswer", has_ended=False)
-    assert not is_formed(thinking, "thought\n</think>\n\n", has_ended=True)
-    assert not is_formed(thinking, "a</think>b</think>c", has_ended=True)
+    assert is_formed(True, "thought\n</think>\n\nanswer", has_ended=True)
+    assert not is_formed(True, "thought\n</think>\n\nanswer", has_ended=False)
+    assert not is_formed(True, "thought\n</think>\n\n", has_ended=True)
+    assert not is_formed(True, "a</think>b</think>c", has_ended=True)
 
 
 def test_made_shops_and_their_values_are_never_on_both_sides() -> None:
@@ -58,13 +60,46 @@ def test_made_shops_and_their_values_are_never_on_both_sides() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_held_out_questions_are_never_asked_in_training(language: Language) -> None:
-    for topic in tables(language)["topics"].values():
-        for fact in topic["facts"].values():
-            assert not set(fact["ask"]) & set(fact["held"])
-            assert all(slots(fact["answer"][0]) == slots(answer) for answer in fact["answer"])
-    held = {question for t in tables(language)["topics"].values() for f in t["facts"].values() for question in f["held"]}
-    asked = "\n".join(content for example in examples("train") for role, content in example.turns if role == "user")
-    assert not [question for question in held if len(question) > 12 and question in asked]
+    facts = [fact for topic in tables(language)["topics"].values() for fact in topic["facts"].values()]
+    for fact in facts:
+        assert all(slots(fact["answer"][0]) == slots(answer) for answer in fact["answer"])
+        train, held = (phrasings(fact["ask"], split) for split in ("train", "held"))
+        assert len(held) >= 1 and not set(train) & set(held) and {*train, *held} == set(fact["ask"])
+    plain = {question for fact in facts for question in phrasings(fact["ask"], "held") if not re.search(r"[(){}]", question)}
+    asked = "\n".join(content for example in examples("train") for role, content in example.turns if role == "user").splitlines()
+    assert plain and not plain & set(asked)
+
+
+def tool_calls(text: str) -> list[dict[str, object]]:
+    return [json.loads(call) for call in re.findall(r"<tool_call>\n(.*)\n</tool_call>", text)]
+
+
+@pytest.mark.parametrize("split", ["train", "held"])
+def test_a_call_names_an_offered_tool_and_takes_its_arguments_from_the_dialogue(split: Split) -> None:
+    called = [(example, call) for example in examples(split) for call in tool_calls(example.answers[0])]
+    assert len(called) > 20
+    for example, call in called:
+        offered = {tool["name"]: tool["parameters"] for tool in map(json.loads, example.tools)}
+        assert set(call["arguments"]) == set(offered[call["name"]]["required"])
+        said = " ".join(content for _, content in example.turns)
+        assert all(value in said for value in call["arguments"].values())
+
+
+def test_nothing_is_changed_before_the_customer_has_agreed() -> None:
+    for example in examples("train"):
+        for call in tool_calls(example.answers[0]):
+            if not re.search("get|find|status|lookup", call["name"]):
+                question, reply = example.turns[-2:]
+                assert question[0] == "assistant" and question[1].rstrip("?？ .。").endswith(("yes or no", "是或否"))
+                assert reply[1] in tables(example.language)["actions"]["yes"]
+
+
+def test_json_answers_fit_the_schema_they_were_given() -> None:
+    answered = [example for example in examples("held") if example.behaviour == "json"]
+    assert answered
+    for example in answered:
+        schema = json.loads(re.search(r"\{.*\}", example.turns[-1][1])[0])
+        assert list(json.loads(example.answers[0])) == schema["required"] == list(schema["properties"])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from backends.mini import score  # noqa: E402
-from backends.mini.dialogues import families  # noqa: E402
+from backends.mini.data import families  # noqa: E402
 from backends.mini.model import ModelConfig, Qwen2, Segment  # noqa: E402
 from backends.mini.tokenizer import ChatFormat  # noqa: E402
 from backends.mini.train import learning_rate, pack, segments_of  # noqa: E402
@@ -28,6 +28,14 @@ def test_only_thoughts_and_answers_are_learnt() -> None:
     for group in learnt:
         assert group[-1][0] == chat.ids["<|im_end|>"]
         assert chat.ids["<|im_start|>"] not in [token for token, _ in group]
+
+
+def test_only_what_the_assistant_writes_holds_the_marks_of_a_tool_call() -> None:
+    chat = ChatFormat(TOKENIZER)
+    call = '<tool_call>\n{"name": "x", "arguments": {}}\n</tool_call>'
+    assert chat.written(call).count(chat.ids["<tool_call>"]) == 1
+    assert chat.ids["<tool_call>"] in chat.message("assistant", call)
+    assert chat.ids["<tool_call>"] not in chat.message("user", call)
 
 
 def test_a_dialogue_beside_others_scores_as_it_does_alone() -> None:

@@ -57,7 +57,7 @@ def test_every_text_comes_back_whole(model, text: str) -> None:
     assert model.detokenize(ids, special=True) == text.encode()
 
 
-def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def render(messages: list[dict[str, object]], add_generation_prompt: bool = True, tools: list[dict[str, object]] | None = None) -> str:
     jinja2 = pytest.importorskip("jinja2")
 
     def raise_exception(message: str) -> None:
@@ -66,7 +66,7 @@ def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = raise_exception
     template = environment.from_string((MINI / "chat_template.jinja").read_text(encoding="utf-8"))
-    return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
+    return template.render(messages=messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
 
 def test_the_template_drops_old_thoughts_and_opens_a_new_one() -> None:
@@ -80,6 +80,24 @@ def test_the_template_drops_old_thoughts_and_opens_a_new_one() -> None:
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
     assert render(messages, add_generation_prompt=False) == text
     assert render(messages) == text + "<|im_start|>assistant\n<think>\n"
+
+
+def test_the_template_writes_tools_calls_and_results_as_they_were_trained() -> None:
+    chat = json.dumps({"name": "look", "arguments": {"order_id": "QK-1"}})
+    schema = {"name": "look", "parameters": {"type": "object"}}
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {"order_id": "QK-1"}}}]},
+        {"role": "tool", "content": "R"},
+    ]
+    turns = [
+        ("system", f"S\n\n# Tools\n{json.dumps(schema)}"),
+        ("assistant", f"<tool_call>\n{chat}\n</tool_call>"),
+        ("user", "<tool_response>\nR\n</tool_response>"),
+    ]
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    assert render(messages, False, tools=[{"type": "function", "function": schema}]) == text
+    assert render(messages[:1], False, tools=[schema]) == text[: text.index("<|im_end|>")] + "<|im_end|>\n"
 
 
 def test_the_template_refuses_roles_it_does_not_know() -> None:
