@@ -15,7 +15,7 @@ from backends.mini.dialogues import Example
 QWEN2_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-VOCAB_SIZE = 3072
+VOCAB_SIZE = 4096
 _CJK = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
 
 

@@ -1,4 +1,4 @@
-"""Train kefu-mini from nothing: `python -m backends.mini.train`. Stops at the time budget; runs again from its checkpoint."""
+"""Train kefu-mini from nothing: `python -m backends.mini.train`. A run that was stopped goes on from its checkpoint as if it never had been."""
 
 import argparse
 import itertools
@@ -7,7 +7,6 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
 MUON_LR, EMBEDDING_LR, ADAM_LR = 0.01, 1e-2, 3e-3
-WARMUP_STEPS, DECAY_FROM = 20, 0.6
+WARMUP_STEPS, DECAY_FROM = 20, 0.65
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
 OPENINGS_SHARE = 0.5
 CHECKPOINT_EVERY_S = 120
@@ -77,32 +76,25 @@ def opening(example: Example) -> str:
     return re.split(r"(?<=\.) |(?<=。)", thought)[0]
 
 
-def batches(chat: ChatFormat, seed: int, num_tokens: int, progress: list[float]) -> Iterator[list[Row]]:
-    """Yield batches of rows; `progress[0]` (0 to 1) widens the shops from three passages to ten and thins the short lessons out."""
+def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list[Row]:
+    """Return rows of about `num_tokens` in all; the same for the same seed and `progress` (0 to 1).
+
+    `progress` widens the shops from three passages to ten and thins the short lessons out.
+    """
     rng = random.Random(seed)
-    streams = {width: families(seed * 100 + width, "train", width) for width in (3, 4, 5, 6, 8, 10)}
-    questions = families(seed * 100, "train", 4, 20, tools_share=0)
-    while True:
-        widths = [3, 5] if progress[0] < 0.15 else [4, 5, 6, 8] if progress[0] < 0.7 else [4, 6, 8, 10]
-        openings = round(32 * max(0.1, OPENINGS_SHARE * (1 - progress[0])))
-        rows = [pack(chat, next(streams[rng.choice(widths)]), rng) for _ in range(32 - openings)]
-        rows += [pack_openings(chat, next(questions)) for _ in range(openings)]
-        rng.shuffle(rows)
-        yield from filled(rows, num_tokens)
+    widths = [3, 5] if progress < 0.15 else [4, 5, 6, 8] if progress < 0.7 else [4, 6, 8, 10]
+    openings_share = max(0.1, OPENINGS_SHARE * (1 - progress))
+    rows: list[Row] = []
+    while not rows or sum(len(row.ids) for row in rows) < num_tokens:
+        source = f"{seed}/{len(rows)}"
+        if rng.random() < openings_share:
+            rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0))))
+        else:
+            rows.append(pack(chat, next(families(source, "train", rng.choice(widths))), rng))
+    return rows
 
 
-def filled(rows: list[Row], num_tokens: int) -> Iterator[list[Row]]:
-    """Group rows into batches of at most `num_tokens`, or of one row."""
-    batch: list[Row] = []
-    for row in rows:
-        if batch and sum(len(one.ids) for one in batch) + len(row.ids) > num_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
-def segments_of(rows: list[Row]) -> list[Segment]:
+def segments_of(rows: list[Row], device: torch.device | str = "cpu") -> list[Segment]:
     """Cut rows laid end to end into shared prompts and the dialogues behind them."""
     segments: list[Segment] = []
     for row in rows:
@@ -110,17 +102,18 @@ def segments_of(rows: list[Row]) -> list[Segment]:
         shared, *lengths = (len(list(run)) for _, run in itertools.groupby(row.branches))
         segments.append(Segment(shared))
         for length in lengths:
-            mask = torch.ones(length, shared + length, dtype=torch.bool).tril(shared)
+            mask = torch.ones(length, shared + length, dtype=torch.bool, device=device).tril(shared)
             segments.append(Segment(length, parent, mask))
     return segments
 
 
 def loss_of(model: Qwen2, rows: list[Row]) -> tuple[Tensor, int]:
     """Return the mean loss over the learnt tokens and their number."""
-    ids = torch.tensor([token for row in rows for token in row.ids])
-    positions = torch.tensor([position for row in rows for position in row.positions])
-    known = torch.tensor([is_target for row in rows for is_target in row.is_target])
-    hidden = model(ids, positions, segments_of(rows))
+    device = model.embed_tokens.weight.device
+    ids = torch.tensor([token for row in rows for token in row.ids], device=device)
+    positions = torch.tensor([position for row in rows for position in row.positions], device=device)
+    known = torch.tensor([is_target for row in rows for is_target in row.is_target], device=device)
+    hidden = model(ids, positions, segments_of(rows, device))
     # A target is predicted from the token before it, which is of the same dialogue: no dialogue begins with a target.
     chosen = known[1:].nonzero()[:, 0]
     return functional.cross_entropy(model.logits(hidden[chosen]), ids[chosen + 1]), len(chosen)
@@ -132,12 +125,13 @@ def learning_rate(progress: float, step: int) -> float:
 
 
 class Trainer:
-    """Model, optimizers and where the run stands. `seconds` counts training time across restarts."""
+    """Model, optimizers and where the run stands. What is learnt depends on the seed and on the tokens seen, never on the clock."""
 
-    def __init__(self, folder: Path, config: ModelConfig, seed: int, budget_s: float) -> None:
-        self.folder, self.seed, self.budget_s = folder, seed, budget_s
+    def __init__(self, folder: Path, config: ModelConfig, seed: int, total_tokens: int) -> None:
+        self.folder, self.seed, self.total_tokens = folder, seed, total_tokens
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)
-        self.model = Qwen2(config)
+        self.model = Qwen2(config).to(self.device)
         named = list(self.model.named_parameters())
         matrices = [p for n, p in named if p.dim() == 2 and "embed" not in n]
         vectors = [p for _, p in named if p.dim() == 1]
@@ -153,7 +147,7 @@ class Trainer:
             self._resume()
 
     def _resume(self) -> None:
-        saved = torch.load(self.path, weights_only=True)
+        saved = torch.load(self.path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -170,7 +164,7 @@ class Trainer:
 
     def step(self, rows: list[Row]) -> None:
         """Learn from one batch."""
-        factor = learning_rate(self.state["seconds"] / self.budget_s, self.state["step"])
+        factor = learning_rate(self.progress, self.state["step"])
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, self.full_rates, strict=True):
             group["lr"] = rate * factor
@@ -185,28 +179,28 @@ class Trainer:
         self.state["targets"] += num_targets
         self.state["loss"] = 0.97 * self.state["loss"] + 0.03 * loss.item() if self.state["loss"] else loss.item()
 
-    def run(self, chat: ChatFormat, num_tokens: int) -> None:
-        """Train until the budget is spent."""
-        progress = [self.state["seconds"] / self.budget_s]
-        # A restart draws fresh dialogues: the stream is seeded by where the run stands.
-        stream = batches(chat, self.seed + self.state["step"], num_tokens, progress)
-        saved_at = self.state["seconds"]
-        while self.state["seconds"] < self.budget_s:
+    @property
+    def progress(self) -> float:
+        return float(min(1.0, self.state["tokens"] / self.total_tokens))
+
+    def run(self, chat: ChatFormat, num_tokens: int, max_steps: int | None = None) -> None:
+        """Train until all tokens are seen, or for `max_steps` more steps."""
+        saved_at = time.monotonic()
+        for done in itertools.count(1):
+            if self.progress >= 1 or (max_steps is not None and done > max_steps):
+                return self.save()
             began = time.monotonic()
-            self.step(next(stream))
-            # A stopped process does not spend its budget: one step counts for ten seconds at most.
-            self.state["seconds"] += min(10.0, time.monotonic() - began)
-            progress[0] = self.state["seconds"] / self.budget_s
+            self.step(batch(chat, f"{self.seed}/{self.state['step']}", num_tokens, self.progress))
+            self.state["seconds"] += time.monotonic() - began
             if self.state["step"] % 10 == 0:
                 self._report()
-            if self.state["seconds"] - saved_at > CHECKPOINT_EVERY_S:
+            if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 self.save()
-                saved_at = self.state["seconds"]
-        self.save()
+                saved_at = time.monotonic()
 
     def _report(self) -> None:
-        state = self.state
-        line = {**state, "tokens_per_s": round(state["tokens"] / state["seconds"]), "left_s": round(self.budget_s - state["seconds"])}
+        state, speed = self.state, self.state["tokens"] / self.state["seconds"]
+        line = {**state, "progress": self.progress, "tokens_per_s": round(speed), "left_s": round((self.total_tokens - state["tokens"]) / speed)}
         sys.stdout.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
         sys.stdout.flush()
 
@@ -215,8 +209,8 @@ def main() -> None:
     """Parse arguments, make the tokenizer if there is none, train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
-    parser.add_argument("--minutes", type=float, default=47)
-    parser.add_argument("--batch-tokens", type=int, default=3072)
+    parser.add_argument("--million-tokens", type=float, default=24)
+    parser.add_argument("--batch-tokens", type=int, default=2400, help="of one step, at least")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -229,7 +223,7 @@ def main() -> None:
         train_tokenizer(args.seed).save(str(path))
     chat = ChatFormat(path)
     config = ModelConfig(vocab_size=chat.tokenizer.get_vocab_size(), num_hidden_layers=args.layers)
-    Trainer(args.folder, config, args.seed, args.minutes * 60).run(chat, args.batch_tokens)
+    Trainer(args.folder, config, args.seed, round(args.million_tokens * 1e6)).run(chat, args.batch_tokens)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from backends.mini import score  # noqa: E402
 from backends.mini.data import families  # noqa: E402
 from backends.mini.model import ModelConfig, Qwen2, Segment  # noqa: E402
 from backends.mini.tokenizer import ChatFormat  # noqa: E402
-from backends.mini.train import learning_rate, pack, segments_of  # noqa: E402
+from backends.mini.train import Trainer, learning_rate, pack, segments_of  # noqa: E402
 
 TOKENIZER = Path(score.__file__).parent / "weights" / "mlx" / "tokenizer.json"
 
@@ -58,6 +58,20 @@ def test_an_untrained_model_already_copies() -> None:
         guesses = model.logits(model(ids, torch.arange(len(ids)), [Segment(len(ids))])).argmax(-1)
     hits = guesses[-len(piece) + 3 : -1] == ids[-len(piece) + 4 :]
     assert hits.float().mean() > 0.9
+
+
+def test_a_stopped_run_goes_on_as_if_it_never_had_been(tmp_path: Path) -> None:
+    chat, config = ChatFormat(TOKENIZER), ModelConfig(vocab_size=ChatFormat(TOKENIZER).tokenizer.get_vocab_size(), num_hidden_layers=2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    Trainer(whole, config, 1, 10**9).run(chat, 300, max_steps=4)
+    for _ in range(2):
+        Trainer(parts, config, 1, 10**9).run(chat, 300, max_steps=2)
+    first, second = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, parts))
+    assert first["state"]["step"] == second["state"]["step"] == 4
+    assert all(torch.equal(weight, second["model"][name]) for name, weight in first["model"].items())
+    assert not torch.equal(first["model"]["embed_tokens.weight"], Qwen2(config).embed_tokens.weight)
 
 
 def test_the_learning_rate_warms_up_holds_and_ends_at_zero() -> None:
