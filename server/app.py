@@ -93,6 +93,7 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         num_kv_tokens=settings.num_kv_tokens,
         threads=settings.threads,
         gpu_layers=settings.gpu_layers,
+        flash_attention=settings.flash_attention,
         kv_type=settings.kv_type,
     )
 
