@@ -58,7 +58,8 @@ class EngineOptions:
     """How a model is loaded. Zero means "let the engine choose": the trained context, four of them of KV room, all cores.
 
     `num_kv_tokens` is shared by all sequences and kept prefixes; `batch_tokens` bounds one forward pass; `gpu_layers` -1 offloads
-    everything that fits; `flash_attention` None means off for a small model on a CPU and llama.cpp's choice elsewhere; `kv_type` is f32, f16 or q8_0.
+    everything that fits; `flash_attention` None
+    means off for a small model on a CPU and llama.cpp's choice elsewhere; `kv_type` is f32, f16 or q8_0.
     """
 
     path: str

@@ -70,7 +70,7 @@ class EngineSettings(_Branch):
     max_waiting: int = Field(64, ge=0, description="Requests that may wait for a place; one more is refused.")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means one per core.")
     gpu_layers: int = Field(-1, ge=-1, description="Layers computed on the GPU; -1 means all that fit.")
-    flash_attention: bool | None = Field(None, description="On a CPU, false gives the same bits in any batch, true is faster on large models.")
+    flash_attention: bool | None = Field(None, description="On a CPU, off gives the same bits in any batch; on is faster for large models.")
     kv_type: Literal["f32", "f16", "q8_0"] = Field("f16", description="How KV is stored: q8_0 takes half the room of f16.")
 
 

@@ -106,7 +106,8 @@ class ActionWriter(ShopWriter):
         called = [*turns, ("assistant", tool.call(values))]
         chance = self.rng.random()
         if chance < 0.08:
-            return self._action("failed", [*called, ("tool", '{"error": "unavailable"}')], actions["think_failed"], actions["failed"], values)
+            called.append(("tool", '{"error": "unavailable"}'))
+            return self._action("failed", called, actions["think_failed"], actions["failed"], values)
         if chance < 0.2 and "order" in tool.parameters:
             result = json.dumps({tool.parameters["order"]: values["order"], "error": "not found"}, ensure_ascii=False)
             answers = actions["missing_order"]
@@ -125,7 +126,7 @@ class ActionWriter(ShopWriter):
         """Write a question whose answer must be JSON of a small schema."""
         point = self.rng.choice(self.points())
         answer = self._answers(point)[0]
-        fields = {"answer": answer.split(" [")[0] if self.language == "en" else answer.split("[")[0].strip(), "passage": point.number, "found": True}
+        fields = {"answer": answer.split("[")[0].strip(), "passage": point.number, "found": True}
         chosen = self.rng.sample(list(SCHEMA_FIELDS), self.rng.choice([1, 2, 3]))
         schema = {"type": "object", "properties": {name: SCHEMA_FIELDS[name] for name in chosen}, "required": chosen}
         ask = self.rng.choice(phrasings(self.tables["json"]["ask"], self.split))

@@ -17,7 +17,9 @@ SHOP_KINDS: dict[Kind, int] = {"demo": 28, "demo_varied": 24, "made": 48}
 TOOLS_SHARE = 0.2
 
 
-def families(seed: int | str, split: Split, max_passages: int = 10, size: int = 14, tools_share: float = TOOLS_SHARE) -> Iterator[list[Example]]:
+def families(
+    seed: int | str, split: Split, max_passages: int = 10, size: int = 14, tools_share: float = TOOLS_SHARE
+) -> Iterator[list[Example]]:
     """Yield without end lists of `size` examples that share one shop, half of the lists in each language."""
     rng = random.Random(f"{seed}/{split}")
     while True:

@@ -270,7 +270,8 @@ class ShopWriter:
         if not pairs:
             return self.fact()
         first, second = self.rng.choice(pairs)
-        question = expand(self.rng, self._phrasing(second.fact["follow"])) + self.rng.choice(["?", "?", ""] if self.language == "en" else ["？", "？", ""])
+        mark = "?" if self.language == "en" else "？"
+        question = expand(self.rng, self._phrasing(second.fact["follow"])) + self.rng.choice([mark, mark, ""])
         turns = [("user", self._question(first)), ("assistant", self.rng.choice(self._answers(first))), ("user", question)]
         return self._on_point("followup", turns, second, "think_more")
 

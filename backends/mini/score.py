@@ -130,8 +130,8 @@ def judge_by_hand(generate: Generate, line: dict[str, Any]) -> Result:
     right = action == line["action"] and (not wanted or wanted in _CITATION.findall(answer)) and all(f in answer for f in line["facts"])
     grounded = is_grounded(answer, [f"{passage.title} {passage.text}" for passage in shop.passages])
     asked, expected = " / ".join(line["turns"]), f"{line['action']} {wanted} {line['facts']}"
-    groups = ("all", line["action"])
-    return Result(language, groups, asked, expected, output, formed, formed and action == line["action"], formed and right, formed and grounded)
+    verdicts = [formed and verdict for verdict in (True, action == line["action"], right, grounded)]
+    return Result(language, ("all", line["action"]), asked, expected, output, *verdicts)
 
 
 def generator(model: Any) -> Generate:

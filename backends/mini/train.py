@@ -1,4 +1,4 @@
-"""Train kefu-mini from nothing: `python -m backends.mini.train`. A run that was stopped goes on from its checkpoint as if it never had been."""
+"""Train kefu-mini from nothing: `python -m backends.mini.train`. A stopped run goes on from its checkpoint as if it never had been."""
 
 import argparse
 import itertools
@@ -188,7 +188,8 @@ class Trainer:
         saved_at = time.monotonic()
         for done in itertools.count(1):
             if self.progress >= 1 or (max_steps is not None and done > max_steps):
-                return self.save()
+                self.save()
+                return
             began = time.monotonic()
             self.step(batch(chat, f"{self.seed}/{self.state['step']}", num_tokens, self.progress))
             self.state["seconds"] += time.monotonic() - began
@@ -200,7 +201,12 @@ class Trainer:
 
     def _report(self) -> None:
         state, speed = self.state, self.state["tokens"] / self.state["seconds"]
-        line = {**state, "progress": self.progress, "tokens_per_s": round(speed), "left_s": round((self.total_tokens - state["tokens"]) / speed)}
+        line = {
+            **state,
+            "progress": self.progress,
+            "tokens_per_s": round(speed),
+            "left_s": round((self.total_tokens - state["tokens"]) / speed),
+        }
         sys.stdout.write(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
         sys.stdout.flush()
 
