@@ -20,6 +20,8 @@ CLOSE_TOPICS = (
     {"shipping", "international"},
     {"promo", "loyalty"},
 )
+# What "a problem with my order" may be about.
+ORDER_TOPICS = {"tracking", "cancel", "refunds"}
 BEHAVIOURS = {"fact": 56, "followup": 6, "rephrase": 7, "none": 10, "clarify": 4, "fact_inject": 3, "small": 14}
 SMALL = {"greeting": 3, "thanks": 2, "bye": 2, "bot": 2, "person": 3, "offtopic": 5, "junk": 5, "insult": 2, "inject": 2, "language": 1}
 _TIGHT = re.compile(r"(?<=[\u4e00-\u9fff，。：]) (?=[\d¥])|(?<=[\d%]) (?=[\u4e00-\u9fff])")
@@ -243,6 +245,8 @@ class ShopWriter:
 
     def _history(self) -> list[Turn]:
         """Return earlier, finished exchanges; most dialogues have none, a few have many."""
+        if self.kind == "demo" and self.rng.random() < 0.05:
+            return self._in_the_other_language()
         turns: list[Turn] = []
         for _ in range(self.rng.choices([0, 1, 2, 3, 9], [80, 12, 5, 2, 1])[0]):
             earlier = self._on_point("", [], self.rng.choice(self.points()))
@@ -253,6 +257,11 @@ class ShopWriter:
             else:
                 turns += [("user", self._question(point)), ("assistant", self.rng.choice(self._answers(point)))]
         return turns
+
+    def _in_the_other_language(self) -> list[Turn]:
+        other = ShopWriter(self.rng, "zh" if self.language == "en" else "en", self.split, kind="demo")
+        point = self.rng.choice(other.points())
+        return [("user", other._question(point)), ("assistant", self.rng.choice(other._answers(point)))]
 
     def fact(self) -> Example:
         point = self.rng.choice(self.points())
@@ -280,8 +289,15 @@ class ShopWriter:
         if (wrong.number, wrong.name) == (right.number, right.name):
             return self.fact()
         talk = self.tables["talk"]
-        again = expand(self.rng, self._phrasing(talk["again"]))
-        question = again.replace("{ask}", self._misspelt(expand(self.rng, self._phrasing(right.fact["ask"]))))
+        chance = self.rng.random()
+        if chance < 0.2:  # only that the answer missed: the first question stands
+            question = self._misspelt(self._phrasing(talk["complaint"]))
+        elif chance < 0.4:
+            question = fill(expand(self.rng, self._phrasing(talk["choose"])), {"about": right.about})
+            question = ("no, " if self.language == "en" else "不是，") + question
+        else:
+            again = expand(self.rng, self._phrasing(talk["again"]))
+            question = again.replace("{ask}", self._misspelt(expand(self.rng, self._phrasing(right.fact["ask"]))))
         turns = [
             ("user", self._question(right)),
             ("assistant", self.rng.choice(self._answers(wrong))),
@@ -313,8 +329,9 @@ class ShopWriter:
         return [(asks[ask], ask) for ask in phrasings(list(asks), self.split)]
 
     def clarify(self) -> Example:
-        kind, talk = self.rng.choice(["price", "time"]), self.tables["talk"]
-        points = list({p.number: p for p in reversed(self.points()) if p.fact.get("kind") == kind}.values())[::-1]
+        kind, talk = self.rng.choice(["price", "time", "order"]), self.tables["talk"]
+        fitting = [p for p in self.points() if p.fact.get("kind") == kind or (kind == "order" and p.entry.topic in ORDER_TOPICS)]
+        points = list({p.number: p for p in reversed(fitting)}.values())[::-1]
         if len(points) < 2:
             return self.fact()
         vague = self._phrasing(talk[f"vague_{kind}"])
