@@ -1,4 +1,4 @@
-"""The database: one thread owns every write and every checkpoint, readers have connections of their own."""
+"""The database, SQLite or PostgreSQL: one thread owns every write and every checkpoint, readers have connections of their own."""
 
 import asyncio
 import logging
@@ -7,12 +7,12 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import alembic.command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NUM_READERS = 2
+WRITE_TRIES = 4
+# Two processes that start together upgrade one after the other.
+UPGRADE_LOCK = 0x6B656675
 BUSY_TIMEOUT_MS = 3000
 MIGRATIONS = Path(__file__).parent / "migrations"
 FIRST_SAFE_SQLITE = (3, 51, 3)
@@ -54,20 +57,26 @@ class Database:
     """Rows on disk behind two doors: `write` returns after COMMIT, `read` sees one snapshot.
 
     Work is a function of a Connection and nothing else; it runs on the writer thread or on a reader thread, in one transaction.
-    Both doors raise RecordUnavailable when the database fails, and whatever the work itself raises, with nothing kept.
+    Both doors raise RecordUnavailable when the database fails, and whatever the work itself raises, with nothing kept. Work that
+    writes may be called again: on PostgreSQL another process can write between what it reads and what it inserts.
     """
 
     def __init__(self, url: str) -> None:
-        """Open `url`, making the file and upgrading its schema as needed. Raises RecordUnavailable."""
+        """Open `url` (`sqlite:///...` or `postgresql://...`) and upgrade its schema as needed. Raises RecordUnavailable."""
         self._write_engine = _make_engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
         self._read_engine = _make_engine(url, begin="BEGIN", pool_size=NUM_READERS)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="record-writer")
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="record-reader")
         try:
-            self._writer.submit(_transact, self._write_engine, _upgrade).result()
+            self._writer.submit(_transact, self._write_engine, _upgrade, 1).result()
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def open(cls, url: str, data_dir: Path) -> "Database":
+        """The database at `url`, or the one of the data folder when there is none. Raises RecordUnavailable."""
+        return cls(url) if url else cls.in_folder(data_dir)
 
     @classmethod
     def in_folder(cls, data_dir: Path) -> "Database":
@@ -85,7 +94,7 @@ class Database:
         return cls(f"sqlite:///{path}")
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, _transact, self._write_engine, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, _transact, self._write_engine, work, WRITE_TRIES)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, _transact, self._read_engine, work)
@@ -97,11 +106,15 @@ class Database:
             engine.dispose()
 
 
-def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+def _transact(engine: Engine, work: Callable[[Connection], T], tries: int = 1) -> T:
     try:
         with engine.begin() as connection:
             return work(connection)
-    except (IntegrityError, ProgrammingError, DataError):
+    except IntegrityError:
+        if tries > 1 and engine.dialect.name != "sqlite":
+            return _transact(engine, work, tries - 1)
+        raise
+    except (ProgrammingError, DataError):
         raise
     except DatabaseError as error:
         raise _unavailable(error) from error
@@ -113,9 +126,18 @@ def _unavailable(error: DatabaseError) -> RecordUnavailable:
 
 
 def _make_engine(url: str, begin: str, pool_size: int) -> Engine:
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
-    # An error's text may reach a log; what a customer wrote may not.
-    engine = create_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=not is_sqlite, hide_parameters=True)
+    parsed = make_url(url)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    options: dict[str, Any] = {} if is_sqlite else {"pool_pre_ping": True}
+    if begin == "BEGIN" and not is_sqlite:
+        options["isolation_level"] = "REPEATABLE READ"
+    try:
+        # An error's text may reach a log; what a customer wrote may not.
+        engine = create_engine(parsed, pool_size=pool_size, max_overflow=0, hide_parameters=True, **options)
+    except ImportError as error:
+        raise RecordUnavailable("the database needs psycopg: pip install 'kefu[postgres]'") from error
     if is_sqlite:
 
         @event.listens_for(engine, "connect")
@@ -136,6 +158,8 @@ def _upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
     try:
         alembic.command.upgrade(config, "head")
     except CommandError as error:

@@ -137,6 +137,8 @@ class Record:
         def work(connection: Connection) -> None:
             if connection.execute(select(message.c.id).where(message.c.id == said.id)).first():
                 return
+            # On PostgreSQL two processes may add to one conversation; SQLite has one writer and leaves FOR UPDATE out.
+            connection.execute(select(conversation.c.id).where(conversation.c.id == conversation_id).with_for_update())
             last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
             row = {column: getattr(said, column) for column in MESSAGE_COLUMNS}
             place = {"conversation_id": conversation_id, "seq": connection.execute(last).scalar_one() + 1}

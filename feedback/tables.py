@@ -49,6 +49,16 @@ class Logprobs(TypeDecorator[list[float | None]]):
         return None if value is None else [None if np.isnan(x) else float(x) for x in np.frombuffer(value, "<f4")]
 
 
+class Words(TypeDecorator[str]):
+    """Text. PostgreSQL holds no NUL, so a model's NUL is kept as U+FFFD."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\ufffd")
+
+
 metadata = MetaData()
 
 visitor = Table(
@@ -76,7 +86,7 @@ message = Table(
     Column("conversation_id", ForeignKey("conversation.id"), nullable=False),
     Column("seq", Integer, nullable=False),  # 1, 2, ... within the conversation
     Column("role", String(16), nullable=False),
-    Column("text", Text, nullable=False),  # what was on the screen
+    Column("text", Words, nullable=False),  # what was on the screen
     Column("reply_to_id", ForeignKey("message.id"), index=True),
     Column("client_message_id", String(40)),
     Column("created_at_ms", BigInteger, nullable=False),
@@ -92,8 +102,8 @@ completion = Table(
     Column("shown", Boolean, nullable=False),  # False: a fallback sentence stood in its place
     Column("status", String(16), nullable=False),  # complete | stopped | interrupted
     Column("finish_reason", String(16), nullable=False),
-    Column("content", Text, nullable=False),  # as generated; message.text is as shown
-    Column("reasoning", Text, nullable=False),
+    Column("content", Words, nullable=False),  # as generated; message.text is as shown
+    Column("reasoning", Words, nullable=False),
     Column("prompt_token_ids", TokenIds, nullable=False),
     Column("completion_token_ids", TokenIds, nullable=False),
     Column("logprobs", Logprobs, nullable=False),
@@ -123,8 +133,8 @@ citation = Table(
     Column("completion_id", ForeignKey("completion.id"), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("passage_id", String(100), nullable=False),
-    Column("title", Text, nullable=False),
-    Column("text", Text, nullable=False),
+    Column("title", Words, nullable=False),
+    Column("text", Words, nullable=False),
 )
 
 # Append-only: nothing updates or deletes a signal. A changed mind is a new row whose retracts_id names the old one.
@@ -139,7 +149,7 @@ signal = Table(
     Column("kind", String(32), nullable=False),
     Column("value", Float, nullable=False),
     Column("tags", JSON, nullable=False),
-    Column("comment", Text),
+    Column("comment", Words),
     Column("weight", Float, nullable=False),  # 0: kept, but counts for nothing
     Column("reason", String(32)),  # why the weight is 0
     Column("actor", String(16), nullable=False),

@@ -53,7 +53,7 @@ def create_app(settings: Settings, supervisor: Supervisor, tokenizer: Tokenizer)
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
     chat = ChatService(engine, tokenizer, metrics.observe_result)
-    database = Database.in_folder(settings.data_dir)
+    database = Database.open(settings.database_url, settings.data_dir)
     shops = {language: load_shop(language) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     desk: DeskSettings = DeskSettings()
     data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")
+    database_url: str = Field("", description="postgresql://user:password@host/name; without it a SQLite file in data_dir.", repr=False)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged: never message content.")
 
     @classmethod

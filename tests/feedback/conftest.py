@@ -4,15 +4,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from feedback.database import Database
 from feedback.record import Completion, Conversation, Message, Record, new_id
 from feedback.signals import Signals
+from tests.feedback.postgres import PROGRAMS, postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server."""
+    if not PROGRAMS:
+        pytest.skip("no PostgreSQL programs on this machine")
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database.in_folder(tmp_path / "data")
+def postgres_url(postgres: str) -> str:
+    """The URL of a new, empty database."""
+    name = new_id("test")
+    with create_engine(postgres.replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    database = Database.open(url, tmp_path / "data")
     yield database
     database.close()
 

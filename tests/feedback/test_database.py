@@ -37,6 +37,12 @@ def opened(folder: Path) -> Iterator[Database]:
         database.close()
 
 
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    with opened(tmp_path / "data") as database:
+        yield database
+
+
 def add_visitor(name: str) -> Work:
     return lambda connection: connection.execute(text("INSERT INTO visitor VALUES (:id, 1)"), {"id": name})
 

@@ -109,10 +109,12 @@ def test_ids_cannot_be_guessed_or_confused() -> None:
     assert all(len(one) == len("conv_") + 20 and one.isascii() and one == one.lower() for one in ids)
 
 
-async def test_the_files_are_their_owners(database: Database, tmp_path: Path) -> None:
+async def test_the_files_are_their_owners(tmp_path: Path) -> None:
+    database = Database.in_folder(tmp_path / "data")
     await database.write(lambda connection: connection.execute(text("INSERT INTO visitor VALUES ('v', 1)")))
     folder = tmp_path / "data"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()} == dict.fromkeys(
         ("kefu.db", "kefu.db-wal", "kefu.db-shm"), 0o600
     )
+    database.close()
