@@ -20,10 +20,10 @@ from backends.mini.dialogues import Example
 from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
-MUON_LR, EMBEDDING_LR, ADAM_LR = 0.01, 1e-2, 3e-3
-WARMUP_STEPS, DECAY_FROM = 20, 0.65
+MUON_LR, EMBEDDING_LR, ADAM_LR = 0.008, 6e-3, 3e-3
+WARMUP_STEPS, DECAY_FROM = 20, 0.5
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
-OPENINGS_SHARE = 0.5
+OPENINGS_SHARE = 0.75
 CHECKPOINT_EVERY_S = 120
 
 
@@ -83,7 +83,7 @@ def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list
     """
     rng = random.Random(seed)
     widths = [3, 5] if progress < 0.15 else [4, 5, 6, 8] if progress < 0.7 else [4, 6, 8, 10]
-    openings_share = max(0.1, OPENINGS_SHARE * (1 - progress))
+    openings_share = OPENINGS_SHARE * min(1.0, (1.2 - progress) / 0.6)
     rows: list[Row] = []
     while not rows or sum(len(row.ids) for row in rows) < num_tokens:
         source = f"{seed}/{len(rows)}"
