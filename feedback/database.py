@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import alembic.command
 from alembic.config import Config
@@ -130,7 +130,7 @@ def _make_engine(url: str, begin: str, pool_size: int) -> Engine:
     is_sqlite = parsed.get_backend_name() == "sqlite"
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    options: dict[str, Any] = {} if is_sqlite else {"pool_pre_ping": True}
+    options: dict[str, bool | str] = {} if is_sqlite else {"pool_pre_ping": True}
     if begin == "BEGIN" and not is_sqlite:
         options["isolation_level"] = "REPEATABLE READ"
     try:
