@@ -1,5 +1,6 @@
 """The command line: `kefu serve`, `kefu key new`."""
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from socket import socket
@@ -71,6 +72,7 @@ def new() -> None:
 
 def _run(settings: Settings, sock: socket, url: str) -> None:
     # These take seconds to import; a port in use or a bad setting is told before.
+    from backends.llamacpp.model import check_gguf
     from backends.llamacpp.tokenizer import LlamaTokenizer
     from backends.protocol import ModelLoadError
     from backends.supervisor import Supervisor
@@ -80,8 +82,9 @@ def _run(settings: Settings, sock: socket, url: str) -> None:
 
     options = engine_options(settings.engine)
     try:
+        check_gguf(Path(options.path))
         supervisor = Supervisor(options, settings.engine.max_waiting)
-        app = create_app(settings, supervisor, LlamaTokenizer(options.path))
+        app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path))
     except ModelLoadError as error:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:

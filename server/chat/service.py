@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 from backends.protocol import ModelSpec, Tokenizer
@@ -68,18 +69,39 @@ class CompletionJob:
 
 
 class ChatService:
-    """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended."""
+    """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, observe: Callable[[ChatResult], None] = lambda result: None) -> None:
-        self.template = ChatTemplate(tokenizer)
-        self.vocabulary = Vocabulary(tokenizer)
+    A model file can be made to crash whoever parses it, so `read_tokenizer` is called when the engine has survived loading it; what it
+    reads is kept. It may raise ModelLoadError, and so may the template: then nothing can be opened.
+    """
+
+    def __init__(
+        self, engine: Engine, read_tokenizer: Callable[[], Tokenizer], observe: Callable[[ChatResult], None] = lambda result: None
+    ) -> None:
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._read_tokenizer = read_tokenizer
         self._observe = observe
         self._streams: dict[str, ChatStream] = {}
-        open_id, close_id = tokenizer.special_id(OPEN), tokenizer.special_id(CLOSE)
-        self._tags = ThinkTags(open_id, close_id) if open_id is not None and close_id is not None else None
-        self._close_ids = tuple(tokenizer.encode(FORCED_CLOSE, special=True))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        _ = self._engine.spec  # raises EngineDown before the model is loaded
+        return self._read_tokenizer()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's own. Raises EngineDown before the model is loaded."""
+        return ChatTemplate(self._tokenizer)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The model's own. Raises EngineDown before the model is loaded."""
+        return Vocabulary(self._tokenizer)
+
+    @cached_property
+    def _tags(self) -> ThinkTags | None:
+        open_id, close_id = self._tokenizer.special_id(OPEN), self._tokenizer.special_id(CLOSE)
+        return ThinkTags(open_id, close_id) if open_id is not None and close_id is not None else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -175,7 +197,8 @@ class ChatService:
         budget = job.thinking_budget
         if budget is None and job.effort is not None:
             budget = thinking_budget(job.effort, sampling.max_tokens)
-        return Thinking(self._tags.open_id, self._tags.close_id, self._close_ids, starts_open, budget)
+        close_ids = tuple(self._tokenizer.encode(FORCED_CLOSE, special=True))
+        return Thinking(self._tags.open_id, self._tags.close_id, close_ids, starts_open, budget)
 
     def _splitter(self, state: ThoughtState) -> Splitter:
         if self._tags is not None:
