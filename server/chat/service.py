@@ -11,7 +11,7 @@ from backends.sequence import CacheScope, SamplingParams, Thinking
 from server.chat.detokenizer import Vocabulary
 from server.chat.reasoning import CLOSE, OPEN, PlainSplitter, Splitter, TextSplitter, ThinkTags, ThoughtState, TokenSplitter
 from server.chat.stream import ChatResult, ChatStream, TextAssembler, TextDelta, TokenLogprob, Tokens
-from server.chat.template import ChatMessage, ChatTemplate
+from server.chat.template import ChatMessage, ChatTemplate, with_bos
 from server.effort import Effort, thinking_budget
 from server.errors import InvalidRequest
 
@@ -140,7 +140,10 @@ class ChatService:
         return ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
 
     def _open_text(self, job: CompletionJob) -> ChatStream:
-        token_ids = self._tokenizer.encode(job.prompt, special=True) if isinstance(job.prompt, str) else list(job.prompt)
+        if isinstance(job.prompt, str):
+            token_ids = with_bos(self._tokenizer.encode(job.prompt, special=True), self._tokenizer)
+        else:
+            token_ids = list(job.prompt)
         if not token_ids or max(token_ids) >= self.vocabulary.size:
             raise InvalidRequest("the prompt must hold text or token ids of this model's vocabulary", param="prompt")
         sampling = self._fit(job.sampling, len(token_ids))

@@ -35,6 +35,7 @@ class ByteTokenizer:
         self._cut = re.compile(f"({'|'.join(map(re.escape, self._specials))})")
         self.vocab_size = 256 + len(self._specials)
         self.eos_token_ids = (256, 258)
+        self.bos_text, self.eos_text, self.adds_bos = "", SPECIALS[2], False
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         pieces = self._cut.split(text) if special else [text]
