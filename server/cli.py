@@ -89,7 +89,7 @@ def _run(settings: Settings, sock: socket, url: str) -> None:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:
         _fail(f"{error}. Choose another folder with --data-dir, or free this one.", EXIT_BROKEN)
-    server = make_server(app, settings.server.drain_s)
+    server = make_server(app, settings.server)
     out.print(f"kefu answers at {url} (API: {url}/v1) with {options.name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
     server.run(sockets=[sock])
     if app.broken:

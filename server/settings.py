@@ -55,6 +55,7 @@ class ServerSettings(_Branch):
     allowed_hosts: Listed = Field((), description="Host names that clients may use besides loopback.")
     strict: bool = Field(False, description="Refuse unknown request fields instead of naming them in x-ignored-params.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body; the desk takes 64 kB at most.")
+    head_timeout_s: float = Field(10.0, gt=0, description="A request's headers must be complete within this time.")
     body_timeout_s: float = Field(10.0, gt=0, description="A request body must be complete within this time.")
     max_in_flight: int = Field(256, ge=1, description="Requests that one API key may have open at once.")
     drain_s: float = Field(25.0, ge=0, description="After SIGTERM, open answers may take this long to finish.")
