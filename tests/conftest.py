@@ -1,6 +1,7 @@
 """What every test may use: the built-in model, and an asyncio event loop."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 MINI = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
+
+
+def has_ipv6_loopback() -> bool:
+    """Does this machine have ::1?"""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")
