@@ -82,6 +82,8 @@ class DeskSettings(_Branch):
     max_answer_tokens: int = Field(1024, ge=16, description="Longest answer, thinking included, in tokens.")
     max_in_flight: int = Field(1, ge=1, description="Answers that one visitor may wait for at once.")
     messages_per_minute: float = Field(20.0, gt=0, description="Messages that one visitor may send.")
+    messages_per_day: int = Field(60, ge=1, description="Messages that one visitor may send in a day; a new conversation counts as one.")
+    address_messages_per_day: int = Field(1440, ge=1, description="The same for one address; all behind one proxy or office are one.")
     visitors_per_minute: float = Field(60.0, gt=0, description="New visitors that one address may open.")
 
 
