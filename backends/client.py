@@ -109,7 +109,7 @@ class EngineClient:
 
     def __init__(self, max_waiting: int = 64) -> None:
         self.stats: Stats | None = None
-        self.num_requests = 0
+        self.has_loaded = False
         self._max_waiting = max_waiting
         self._spec: ModelSpec | None = None
         self._down = EngineDown("the model is loading", retry_after_s=5)
@@ -199,7 +199,6 @@ class EngineClient:
             raise EngineBusy(self.wait_s(self.num_waiting + 1))
         stream = TokenStream(self, next(self._ids))
         self._streams[stream.seq_id] = stream
-        self.num_requests += 1
         self.send(Submit(stream.seq_id, prompt_token_ids, sampling, scope or CacheScope(), thinking, reuse_output=reuse_output))
         return stream
 
@@ -253,7 +252,7 @@ class EngineClient:
             case Beat():
                 self.stats = message.stats
             case Loaded():
-                self._spec = message.spec
+                self._spec, self.has_loaded = message.spec, True
                 self._last_token = self._last_beat
             case LoadFailed():
                 self.down(message.reason, None)

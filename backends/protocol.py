@@ -157,6 +157,12 @@ class Tokenizer(Protocol):
     vocab_size: int
     chat_template: str | None
     eos_token_ids: tuple[int, ...]
+    bos_text: str
+    """The special token that begins a text, spelled out; empty when the model has none."""
+    eos_text: str
+    """The special token that ends a turn, spelled out; empty when the model has none."""
+    adds_bos: bool
+    """Whether every text must begin with it, printed by the template or not."""
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of `text`. With `special`, the spelled-out special tokens become their single ids; without, they are plain text."""

@@ -32,7 +32,6 @@ class Supervisor:
     def __init__(self, options: EngineOptions, max_waiting: int = 64) -> None:
         self.client = EngineClient(max_waiting)
         self.num_restarts = 0
-        self.loaded = asyncio.Event()
         self._options = options
         self._crashes: deque[float] = deque(maxlen=CRASHES_ALLOWED)
         self._process: asyncio.subprocess.Process | None = None
@@ -72,6 +71,10 @@ class Supervisor:
     def _may_restart(self, status: int) -> bool:
         if status == LOAD_FAILED_EXIT:
             return False
+        if not self.client.has_loaded:
+            ending = signal.Signals(-status).name if status < 0 else f"status {status}"
+            self.client.down(f"the engine died ({ending}) while it loaded {self._options.path}: the file is broken or memory short", None)
+            return False
         now = time.monotonic()
         self._crashes.append(now)
         log.error("the engine ended with status %d", status)
@@ -104,16 +107,14 @@ class Supervisor:
         """An engine whose step loop has not turned for STALL_S is ended; the restart budget then applies."""
         while process.returncode is None:
             await asyncio.sleep(1.0)
-            if self.client.stats is not None:
-                self.loaded.set()
-                if self.client.beat_age_s > STALL_S:
-                    log.error("the engine has not moved for %.0f s: ending it", self.client.beat_age_s)
-                    process.terminate()
-                    await asyncio.sleep(TERM_GRACE_S)
-                    process.kill()
+            if self.client.stats is not None and self.client.beat_age_s > STALL_S:
+                log.error("the engine has not moved for %.0f s: ending it", self.client.beat_age_s)
+                process.terminate()
+                await asyncio.sleep(TERM_GRACE_S)
+                process.kill()
 
 
 def _environment() -> dict[str, str]:
-    """The engine finds the same packages as the web process."""
+    """The engine finds the same packages as the web process; when ggml aborts, no debugger is attached to it."""
     paths = [path for path in sys.path if path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {"GGML_NO_BACKTRACE": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}

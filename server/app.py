@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from backends.client import EngineClient
 from backends.mini.shop import Language, load_shop
-from backends.protocol import EngineDown, EngineOptions, ModelSpec, Tokenizer
+from backends.protocol import EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
 from backends.supervisor import Supervisor
 from feedback.database import Database
 from feedback.record import Record
@@ -48,11 +48,11 @@ class App:
     broken: list[str]
 
 
-def create_app(settings: Settings, supervisor: Supervisor, tokenizer: Tokenizer) -> App:
-    """Everything but a socket. Raises ModelLoadError for an unusable chat template, RecordUnavailable for an unusable data folder."""
+def create_app(settings: Settings, supervisor: Supervisor, read_tokenizer: Callable[[], Tokenizer]) -> App:
+    """Everything but a socket; `read_tokenizer` is called once the model is loaded. Raises RecordUnavailable for an unusable folder."""
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
-    chat = ChatService(engine, tokenizer, metrics.observe_result)
+    chat = ChatService(engine, read_tokenizer, metrics.observe_result)
     database = Database.open(settings.database_url, settings.data_dir)
     shops = {language: load_shop(language) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
@@ -99,17 +99,15 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
 
 
 async def _watch(engine: EngineClient, warm: Callable[[], None], broken: list[str]) -> None:
-    """Warm each newly loaded engine; report one that never loaded and will not."""
+    """Warm each newly loaded engine; report one that never loaded and will not, and a model whose template or words cannot be used."""
     warmed: ModelSpec | None = None
     while True:
         try:
-            spec = engine.spec
-        except EngineDown as error:
-            if warmed is None and error.retry_after_s is None:
+            if (spec := engine.spec) is not warmed:
+                warm()
+                warmed = spec
+        except (EngineDown, ModelLoadError) as error:
+            if warmed is None and getattr(error, "retry_after_s", None) is None:
                 broken.append(str(error))
                 return
-        else:
-            if spec is not warmed:
-                warmed = spec
-                warm()
         await asyncio.sleep(WATCH_EVERY_S)

@@ -1,5 +1,7 @@
 """The command line: `kefu serve`, `kefu key new`."""
 
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from socket import socket
@@ -47,16 +49,18 @@ def serve(
     try:
         settings = load_settings({"server": {"host": host, "port": port}, "engine": {"model": model}, "data_dir": data_dir})
         configure_logging(settings.log_level)
-        sock = bind(settings.server.host, settings.server.port)
+        sockets = bind(settings.server.host, settings.server.port)
     except BadSettings as error:
         _fail(f"{error}.", EXIT_USAGE)
     except PortTaken as error:
         _fail(f"{error}; stop that, or choose another with --port.", EXIT_USAGE)
     except OSError as error:
         _fail(f"cannot listen on {settings.server.host}: {error.strerror}.", EXIT_USAGE)
-    name, port = sock.getsockname()[:2]
-    with sock:
-        _run(settings, sock, f"http://{f'[{name}]' if ':' in name else name}:{port}")
+    name, port = sockets[0].getsockname()[:2]
+    with ExitStack() as opened:
+        for sock in sockets:
+            opened.enter_context(sock)
+        _run(settings, sockets, f"http://{f'[{name}]' if ':' in name else name}:{port}")
 
 
 @key_cli.command("new")
@@ -69,8 +73,9 @@ def new() -> None:
     out.print(f"Let the server know it: KEFU_SERVER__API_KEYS={key_hash}", highlight=False, soft_wrap=True)
 
 
-def _run(settings: Settings, sock: socket, url: str) -> None:
+def _run(settings: Settings, sockets: list[socket], url: str) -> None:
     # These take seconds to import; a port in use or a bad setting is told before.
+    from backends.llamacpp.model import check_gguf
     from backends.llamacpp.tokenizer import LlamaTokenizer
     from backends.protocol import ModelLoadError
     from backends.supervisor import Supervisor
@@ -80,15 +85,16 @@ def _run(settings: Settings, sock: socket, url: str) -> None:
 
     options = engine_options(settings.engine)
     try:
+        check_gguf(Path(options.path))
         supervisor = Supervisor(options, settings.engine.max_waiting)
-        app = create_app(settings, supervisor, LlamaTokenizer(options.path))
+        app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path))
     except ModelLoadError as error:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:
         _fail(f"{error}. Choose another folder with --data-dir, or free this one.", EXIT_BROKEN)
-    server = make_server(app, settings.server.drain_s)
+    server = make_server(app, settings.server)
     out.print(f"kefu answers at {url} (API: {url}/v1) with {options.name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
-    server.run(sockets=[sock])
+    server.run(sockets=sockets)
     if app.broken:
         _fail(f"{app.broken[0]}. {ADVICE}", EXIT_BROKEN)
 

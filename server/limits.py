@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from server.errors import TooManyRequests
 
 MAX_CALLERS = 10_000
+DAY_S = 24 * 3600
 
 
 class RateLimit:
@@ -28,6 +29,27 @@ class RateLimit:
             self._buckets.popitem(last=False)
         if not allowed:
             raise TooManyRequests("too many requests; please slow down", retry_after_s=math.ceil((1 - level) / self._per_s))
+
+
+class DailyLimit:
+    """At most `per_day` in each caller's day, which begins with their first request. Remembers the last MAX_CALLERS callers."""
+
+    def __init__(self, per_day: int) -> None:
+        self._per_day = per_day
+        self._days: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def take(self, caller: str, now: float) -> None:
+        """Use one. Raises TooManyRequests, and uses none, when the day's are used up; it may be tried again when the day is over."""
+        began, count = self._days.pop(caller, (now, 0))
+        if now - began >= DAY_S:
+            began, count = now, 0
+        allowed = count < self._per_day
+        self._days[caller] = (began, count + allowed)
+        if len(self._days) > MAX_CALLERS:
+            self._days.popitem(last=False)
+        if not allowed:
+            message = f"at most {self._per_day} messages a day"
+            raise TooManyRequests(message, code="daily_limit", retry_after_s=math.ceil(began + DAY_S - now))
 
 
 class InFlight:

@@ -15,8 +15,27 @@ class PortTaken(Exception):
     """Somebody else listens there; the message names them where the system tells."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that nobody shares. Raises PortTaken, or OSError for an address that is not this machine's."""
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets that nobody shares, on one port: for 127.0.0.1 and localhost on ::1 too, which browsers may try first.
+
+    Raises PortTaken, or OSError for an address that is not this machine's.
+    """
+    if host.lower() not in ("127.0.0.1", "localhost"):
+        return [_bind(host, port)]
+    first = _bind("127.0.0.1", port)
+    try:
+        return [first, _bind("::1", first.getsockname()[1])]
+    except PortTaken:
+        first.close()
+        if port:
+            raise
+        return bind(host, 0)
+    except OSError:
+        # This machine has no IPv6.
+        return [first]
+
+
+def _bind(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     sock = socket.socket(family, kind, protocol)
     try:

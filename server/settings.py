@@ -55,6 +55,7 @@ class ServerSettings(_Branch):
     allowed_hosts: Listed = Field((), description="Host names that clients may use besides loopback.")
     strict: bool = Field(False, description="Refuse unknown request fields instead of naming them in x-ignored-params.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body; the desk takes 64 kB at most.")
+    head_timeout_s: float = Field(10.0, gt=0, description="A request's headers must be complete within this time.")
     body_timeout_s: float = Field(10.0, gt=0, description="A request body must be complete within this time.")
     max_in_flight: int = Field(256, ge=1, description="Requests that one API key may have open at once.")
     drain_s: float = Field(25.0, ge=0, description="After SIGTERM, open answers may take this long to finish.")
@@ -81,6 +82,8 @@ class DeskSettings(_Branch):
     max_answer_tokens: int = Field(1024, ge=16, description="Longest answer, thinking included, in tokens.")
     max_in_flight: int = Field(1, ge=1, description="Answers that one visitor may wait for at once.")
     messages_per_minute: float = Field(20.0, gt=0, description="Messages that one visitor may send.")
+    messages_per_day: int = Field(60, ge=1, description="Messages that one visitor may send in a day; a new conversation counts as one.")
+    address_messages_per_day: int = Field(1440, ge=1, description="The same for one address; all behind one proxy or office are one.")
     visitors_per_minute: float = Field(60.0, gt=0, description="New visitors that one address may open.")
 
 

@@ -1,14 +1,28 @@
-"""What every test may use: the built-in model, and an asyncio event loop."""
+"""What every test may use: the built-in model, an empty record, and an asyncio event loop."""
 
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from feedback.database import Database
+from feedback.record import Record
 
 # Several engines on two cores starve each other when OpenMP threads spin; engines started by tests inherit this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 MINI = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
+
+
+def has_ipv6_loopback() -> bool:
+    """Does this machine have ::1?"""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +34,15 @@ def model_path() -> str:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database.in_folder(tmp_path / "data")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def record(database: Database) -> Record:
+    return Record(database)

@@ -28,12 +28,19 @@ class LlamaTokenizer:
         self.chat_template: str | None = template.decode("utf-8") if template else None
         self.eos_token_ids = tuple(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, t))
         self._specials = self._find_specials()
+        self.bos_text = self._special_text(lib.llama_vocab_bos(self._vocab))
+        self.eos_text = self._special_text(lib.llama_vocab_eos(self._vocab))
+        self.adds_bos = bool(self.bos_text) and lib.llama_vocab_get_add_bos(self._vocab)
         self._pieces: list[bytes | None] = [None] * self.vocab_size
 
     def _find_specials(self) -> dict[str, int]:
         special = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
         ids = [t for t in range(self.vocab_size) if lib.llama_vocab_get_attr(self._vocab, t) & special]
         return {lib.llama_vocab_get_text(self._vocab, t).decode("utf-8", "replace"): t for t in ids}
+
+    def _special_text(self, token_id: int) -> str:
+        """Its spelling; empty for -1 and for the ordinary word that llama.cpp assumes where a file names no such token."""
+        return next((text for text, special_id in self._specials.items() if special_id == token_id), "")
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         data = text.encode("utf-8")

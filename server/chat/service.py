@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 from backends.protocol import ModelSpec, Tokenizer
@@ -10,7 +11,7 @@ from backends.sequence import CacheScope, SamplingParams, Thinking
 from server.chat.detokenizer import Vocabulary
 from server.chat.reasoning import CLOSE, OPEN, PlainSplitter, Splitter, TextSplitter, ThinkTags, ThoughtState, TokenSplitter
 from server.chat.stream import ChatResult, ChatStream, TextAssembler, TextDelta, TokenLogprob, Tokens
-from server.chat.template import ChatMessage, ChatTemplate
+from server.chat.template import ChatMessage, ChatTemplate, with_bos
 from server.effort import Effort, thinking_budget
 from server.errors import InvalidRequest
 
@@ -68,18 +69,39 @@ class CompletionJob:
 
 
 class ChatService:
-    """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended."""
+    """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, observe: Callable[[ChatResult], None] = lambda result: None) -> None:
-        self.template = ChatTemplate(tokenizer)
-        self.vocabulary = Vocabulary(tokenizer)
+    A model file can be made to crash whoever parses it, so `read_tokenizer` is called when the engine has survived loading it; what it
+    reads is kept. It may raise ModelLoadError, and so may the template: then nothing can be opened.
+    """
+
+    def __init__(
+        self, engine: Engine, read_tokenizer: Callable[[], Tokenizer], observe: Callable[[ChatResult], None] = lambda result: None
+    ) -> None:
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._read_tokenizer = read_tokenizer
         self._observe = observe
         self._streams: dict[str, ChatStream] = {}
-        open_id, close_id = tokenizer.special_id(OPEN), tokenizer.special_id(CLOSE)
-        self._tags = ThinkTags(open_id, close_id) if open_id is not None and close_id is not None else None
-        self._close_ids = tuple(tokenizer.encode(FORCED_CLOSE, special=True))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        _ = self._engine.spec  # raises EngineDown before the model is loaded
+        return self._read_tokenizer()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's own. Raises EngineDown before the model is loaded."""
+        return ChatTemplate(self._tokenizer)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The model's own. Raises EngineDown before the model is loaded."""
+        return Vocabulary(self._tokenizer)
+
+    @cached_property
+    def _tags(self) -> ThinkTags | None:
+        open_id, close_id = self._tokenizer.special_id(OPEN), self._tokenizer.special_id(CLOSE)
+        return ThinkTags(open_id, close_id) if open_id is not None and close_id is not None else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -118,7 +140,10 @@ class ChatService:
         return ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
 
     def _open_text(self, job: CompletionJob) -> ChatStream:
-        token_ids = self._tokenizer.encode(job.prompt, special=True) if isinstance(job.prompt, str) else list(job.prompt)
+        if isinstance(job.prompt, str):
+            token_ids = with_bos(self._tokenizer.encode(job.prompt, special=True), self._tokenizer)
+        else:
+            token_ids = list(job.prompt)
         if not token_ids or max(token_ids) >= self.vocabulary.size:
             raise InvalidRequest("the prompt must hold text or token ids of this model's vocabulary", param="prompt")
         sampling = self._fit(job.sampling, len(token_ids))
@@ -175,7 +200,8 @@ class ChatService:
         budget = job.thinking_budget
         if budget is None and job.effort is not None:
             budget = thinking_budget(job.effort, sampling.max_tokens)
-        return Thinking(self._tags.open_id, self._tags.close_id, self._close_ids, starts_open, budget)
+        close_ids = tuple(self._tokenizer.encode(FORCED_CLOSE, special=True))
+        return Thinking(self._tags.open_id, self._tags.close_id, close_ids, starts_open, budget)
 
     def _splitter(self, state: ThoughtState) -> Splitter:
         if self._tags is not None:

@@ -97,7 +97,9 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages{': ' + said if said else ''}", param="messages"
             ) from error
-        return [token_id for piece in text.split(fence) for token_id in self._tokenizer.encode(piece, special=True)]
+        return with_bos(
+            [token_id for piece in text.split(fence) for token_id in self._tokenizer.encode(piece, special=True)], self._tokenizer
+        )
 
     def _fence(self, messages: Sequence[ChatMessage]) -> str:
         """A character that is nowhere else in the text. Cutting the rendered text there parts every special token that was typed."""
@@ -108,10 +110,17 @@ class ChatTemplate:
 
     def _render_text(self, messages: Sequence[ChatMessage], fence: str) -> str:
         turns = [{"role": _template_role(each.role), "content": self._fenced(_visible(each), fence)} for each in messages]
-        return self._renderer.render(messages=turns, add_generation_prompt=True, bos_token="", eos_token="", tools=None)
+        bos, eos = self._tokenizer.bos_text, self._tokenizer.eos_text
+        return self._renderer.render(messages=turns, add_generation_prompt=True, bos_token=bos, eos_token=eos, tools=None)
 
     def _fenced(self, content: str, fence: str) -> str:
         return self._special_start.sub(lambda match: match.group(1) + fence, content)
+
+
+def with_bos(token_ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """A text's tokens, beginning with the model's BOS, once, where the model was trained to see one. No tokens stay none."""
+    bos = tokenizer.special_id(tokenizer.bos_text) if tokenizer.adds_bos else None
+    return token_ids if bos is None or token_ids[:1] in ([], [bos]) else [bos, *token_ids]
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

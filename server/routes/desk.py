@@ -16,7 +16,7 @@ from server.desk.desk import Answer, Desk
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import error_object
-from server.limits import InFlight, RateLimit
+from server.limits import DailyLimit, InFlight, RateLimit
 from server.schema.desk import (
     ConversationReply,
     ConversationRequest,
@@ -45,6 +45,8 @@ class DeskLimits:
         self._admissions = RateLimit(settings.visitors_per_minute, max(1, int(settings.visitors_per_minute)))
         self._messages = RateLimit(per_minute, max(1, int(per_minute)))
         self._address_messages = RateLimit(per_minute * VISITORS_PER_ADDRESS, max(1, int(per_minute * VISITORS_PER_ADDRESS)))
+        self._daily_messages = DailyLimit(settings.messages_per_day)
+        self._address_daily_messages = DailyLimit(settings.address_messages_per_day)
         self._address_signals = RateLimit(SIGNALS_PER_DAY / (24 * 60), SIGNALS_PER_DAY)
         self.answers = InFlight(settings.max_in_flight * VISITORS_PER_ADDRESS)
 
@@ -53,9 +55,12 @@ class DeskLimits:
         self._admissions.take(address, self._clock())
 
     def send(self, visitor_id: str, address: str) -> None:
-        """A message."""
-        self._messages.take(visitor_id, self._clock())
-        self._address_messages.take(address, self._clock())
+        """A message, or a new conversation. What is refused for haste does not count for the day."""
+        now = self._clock()
+        self._messages.take(visitor_id, now)
+        self._address_messages.take(address, now)
+        self._daily_messages.take(visitor_id, now)
+        self._address_daily_messages.take(address, now)
 
     def vote(self, address: str) -> None:
         """A signal; how many of a visitor's count is the ledger's business."""

@@ -24,17 +24,20 @@ class Kefu:
     url: str
     pid: int
 
+    @property
+    def engine_pid(self) -> int:
+        (child,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(child)
+
     def kill_engine(self) -> None:
         """As a driver's crash would."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for child in map(int, children):
-            os.kill(child, signal.SIGKILL)
+        os.kill(self.engine_pid, signal.SIGKILL)
 
 
 @contextmanager
-def kefu(data_dir: Path, model_path: str, settings: Mapping[str, str] | None = None) -> Iterator[Kefu]:
-    """Run `kefu serve`; yields it once it is ready. `settings` are KEFU_* variables."""
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0", "--data-dir", str(data_dir)]
+def kefu(data_dir: Path, model_path: str, settings: Mapping[str, str] | None = None, prelude: str = "") -> Iterator[Kefu]:
+    """Run `kefu serve`; yields it once it is ready. `settings` are KEFU_* variables; `prelude` is code that its process runs first."""
+    command = [sys.executable, "-c", f"{prelude}\nfrom server.cli import main; main()", "serve", "--port", "0", "--data-dir", str(data_dir)]
     process = subprocess.Popen(
         [*command, "--model", model_path],
         env={**os.environ, **(settings or {})},

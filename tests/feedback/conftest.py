@@ -1,4 +1,4 @@
-"""A record in a folder of its own, and the things that go into it."""
+"""Records in both kinds of database, and the things that go into them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,11 +36,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     database = Database.open(url, tmp_path / "data")
     yield database
     database.close()
-
-
-@pytest.fixture
-def record(database: Database) -> Record:
-    return Record(database)
 
 
 class Clock:

@@ -51,7 +51,7 @@ def make_app(engine: ScriptedEngine, traffic: Traffic, metrics: Metrics) -> Make
         settings = ServerSettings.model_validate(fields)
         ring = KeyRing(settings.api_keys)
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        app.include_router(openai_router(ChatService(engine, ByteTokenizer(), metrics.observe_result), ring, settings))
+        app.include_router(openai_router(ChatService(engine, ByteTokenizer, metrics.observe_result), ring, settings))
         app.include_router(health_router(engine, traffic, metrics, ring))
         install_handlers(app)
         app.add_middleware(Door, settings=settings, traffic=traffic, observe=metrics.observe_request)

@@ -1,13 +1,20 @@
-"""A tokenizer of bytes and an engine that says what it is told: for the edges that a real model reaches only by luck."""
+"""A tokenizer of bytes, an engine and a chat that say what they are told: for the edges that a real model reaches only by luck."""
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
 
 from backends.protocol import EngineBusy, EngineDied, EngineDown, ModelSpec
 from backends.sequence import CacheScope, FinishReason, SamplingParams, Thinking
 from backends.wire import TokenEvent
+from server.chat.service import ChatJob, ChatMessage, ChatResult, TextDelta
+from server.chat.template import Prompt
+
+Item = TypeVar("Item")
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 QWQ_TEMPLATE = (Path(__file__).parents[2] / "backends" / "mini" / "chat_template.jinja").read_text()
@@ -35,6 +42,7 @@ class ByteTokenizer:
         self._cut = re.compile(f"({'|'.join(map(re.escape, self._specials))})")
         self.vocab_size = 256 + len(self._specials)
         self.eos_token_ids = (256, 258)
+        self.bos_text, self.eos_text, self.adds_bos = "", SPECIALS[2], False
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         pieces = self._cut.split(text) if special else [text]
@@ -56,22 +64,40 @@ class ByteTokenizer:
         return self._specials
 
 
-class ScriptedTokens:
+class _Script(Generic[Item]):
+    """An async iterator of what a test puts in; None ends it, an error breaks it."""
+
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[Item | Exception | None] = asyncio.Queue()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        item = await self._items.get()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+class ScriptedTokens(_Script[list[TokenEvent]]):
     """What the test pushes, and a record of what was asked of it."""
 
     def __init__(self, engine: "ScriptedEngine", scope: CacheScope | None, thinking: Thinking | None, sampling: SamplingParams) -> None:
+        super().__init__()
         self.scope, self.thinking, self.sampling = scope, thinking, sampling
         self.place = 0
         self.num_aborts = 0
         self.num_closes = 0
         self._engine = engine
-        self._events: asyncio.Queue[list[TokenEvent] | EngineDied | None] = asyncio.Queue()
 
     def push(self, *events: TokenEvent) -> None:
-        self._events.put_nowait(list(events))
+        self._items.put_nowait(list(events))
 
     def die(self) -> None:
-        self._events.put_nowait(EngineDied("gone"))
+        self._items.put_nowait(EngineDied("gone"))
 
     def close_thought(self) -> None:
         self.num_closes += 1
@@ -80,14 +106,10 @@ class ScriptedTokens:
         if self in self._engine.open:
             self._engine.open.remove(self)
             self.num_aborts += 1
-            self._events.put_nowait(None)
+            self._items.put_nowait(None)
 
     async def __anext__(self) -> list[TokenEvent]:
-        events = await self._events.get()
-        if events is None:
-            raise StopAsyncIteration
-        if isinstance(events, EngineDied):
-            raise events
+        events = await super().__anext__()
         if events[-1].finish_reason is not None and self in self._engine.open:
             self._engine.open.remove(self)
         return events
@@ -138,3 +160,80 @@ def tokens(text: str, finish: FinishReason | None = FinishReason.STOP, per_batch
     if finish is not None:
         events.append(TokenEvent(1, 258, -0.1, (), finish) if finish is FinishReason.STOP else TokenEvent(1, finish_reason=finish))
     return [events[i : i + per_batch] for i in range(0, len(events), per_batch)]
+
+
+class ScriptedStream(_Script[TextDelta]):
+    """Stands in for ChatStream."""
+
+    def __init__(self, job: ChatJob, num_prompt_tokens: int, place: int) -> None:
+        super().__init__()
+        self.job = job
+        self.completion_id = job.completion_id or ""
+        self.place = place
+        self.result = ChatResult(list(range(num_prompt_tokens)), job.sampling, "t" * 64)
+        self.is_closed = False
+
+    def think(self, text: str) -> None:
+        self.result.reasoning += text
+        self._items.put_nowait(TextDelta("reasoning", text))
+
+    def say(self, text: str) -> None:
+        self.result.content += text
+        self.result.completion_token_ids += [7]
+        self.result.logprobs += [-0.25]
+        self._items.put_nowait(TextDelta("content", text))
+
+    def end(self, reason: Literal["stop", "length", "abort"] = "stop") -> None:
+        self.result.finish_reason = reason
+        self._items.put_nowait(None)
+
+    def die(self, error: Exception | None = None) -> None:
+        self.result.finish_reason = "error"
+        self._items.put_nowait(error or EngineDied("killed by a test"))
+
+    def stop(self) -> None:
+        self._items.put_nowait(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.is_closed = True
+
+
+class CountingTemplate:
+    """One token per character."""
+
+    def render(self, messages: Sequence[ChatMessage], effort: str | None) -> Prompt:
+        return Prompt([1] * sum(len(message.content) for message in messages), 0, thinking_open=True)
+
+
+@dataclass
+class ScriptedChat:
+    """Stands in for ChatService. With `script`, streams speak it by themselves; without, the test does."""
+
+    script: Sequence[str] | None = None
+    refuse: Exception | None = None
+    spec: ModelSpec = SPEC
+    place: int = 0
+    streams: list[ScriptedStream] = field(default_factory=list)
+    warmed: list[tuple[tuple[ChatMessage, ...], str, str]] = field(default_factory=list)
+    template: CountingTemplate = field(default_factory=CountingTemplate)
+
+    def default_sampling(self) -> SamplingParams:
+        return SamplingParams()
+
+    def open(self, job: ChatJob) -> ScriptedStream:
+        if self.refuse:
+            raise self.refuse
+        stream = ScriptedStream(job, sum(len(message.content) for message in job.messages), self.place)
+        self.streams.append(stream)
+        if self.script is not None:
+            stream.think("a secret thought")
+            for text in self.script:
+                stream.say(text)
+            stream.end()
+        return stream
+
+    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str) -> None:
+        self.warmed.append((tuple(messages), scope_public, scope_private))

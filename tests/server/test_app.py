@@ -18,7 +18,7 @@ ACCESS = {"public", "visitor", "key"}
 @pytest.fixture
 def app(tmp_path: Path) -> FastAPI:
     settings = Settings(data_dir=tmp_path)
-    return create_app(settings, Supervisor(engine_options(settings.engine)), ByteTokenizer()).asgi
+    return create_app(settings, Supervisor(engine_options(settings.engine)), ByteTokenizer).asgi
 
 
 def _routes(app: FastAPI) -> list[APIRoute]:
@@ -35,7 +35,7 @@ def test_every_route_has_exactly_one_access_tag(app: FastAPI) -> None:
 @pytest.mark.anyio
 async def test_routes_with_a_key_or_a_visitor_refuse_strangers(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, server={"api_keys": ("a" * 64,)})  # type: ignore[arg-type]
-    app = create_app(settings, Supervisor(engine_options(settings.engine)), ByteTokenizer()).asgi
+    app = create_app(settings, Supervisor(engine_options(settings.engine)), ByteTokenizer).asgi
     async with calling(app) as client:
         for route in _routes(app):
             path = route.path.replace(":path", "").replace("{", "").replace("}", "")

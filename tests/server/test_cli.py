@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from typer.testing import CliRunner
 
 from server.auth import KEY_PREFIX, hash_key
 from server.cli import cli
+from tests.conftest import MINI
 
 runner = CliRunner()
 
@@ -63,3 +66,28 @@ def test_a_mistake_is_one_sentence(arguments: list[str], said: str, status: int,
     assert said in result.output
     assert "Traceback" not in result.output
     assert result.output.strip().count("\n") == 0
+
+
+def _damaged(model: bytes, damage: str) -> bytes:
+    """A model that makes llama.cpp abort: while it reads the vocabulary, or while it makes room for the weights."""
+    if damage == "vocabulary":
+        key = b"tokenizer.ggml.tokens"
+        first = model.index(key) + len(key) + 4 + 4 + 8
+        second = first + 8 + 1
+        assert model[first : first + 8] == model[second : second + 8] == (1).to_bytes(8, "little")
+        return model[:first] + model[second : second + 9] + model[second:]
+    key = b"qwen2.block_count"
+    value = model.index(key) + len(key) + 4
+    return model[:value] + (100_000).to_bytes(4, "little") + model[value + 4 :]
+
+
+@pytest.mark.parametrize("damage", ["vocabulary", "weights"])
+def test_a_model_that_kills_its_reader_kills_only_the_engine(damage: str, tmp_path: Path) -> None:
+    Path("hostile.gguf").write_bytes(_damaged(MINI.read_bytes(), damage))
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0", "--model", "hostile.gguf"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    sentence = ended.stderr.splitlines()[-1]
+    assert sentence.startswith("kefu: the engine died (SIGABRT) while it loaded hostile.gguf"), ended.stderr
+    assert "leave --model out" in sentence
+    assert "Traceback" not in ended.stderr

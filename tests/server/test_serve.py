@@ -20,6 +20,7 @@ import pytest
 
 from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop, system_message
+from tests.conftest import has_ipv6_loopback
 
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
 ASK: list[Any] = [{"role": "system", "content": "You help customers of a shop. " * 20}, {"role": "user", "content": "When do you open?"}]
@@ -225,6 +226,11 @@ def test_when_grace_is_over_a_stream_ends_with_an_error(model_path: str, tmp_pat
             last = list(lines)[-1]
         assert last == "data: [DONE]" or json.loads(last[6:])["error"]["code"] == "engine_down"
         assert server.process.wait(30) == 0
+
+
+def test_both_loopback_addresses_answer(server: Server) -> None:
+    for name in ("127.0.0.1", "localhost", *(["[::1]"] if has_ipv6_loopback() else [])):
+        assert httpx.get(server.url.replace("127.0.0.1", name) + "/health/live").status_code == 200
 
 
 def test_killing_the_engine_is_an_honest_error_and_a_working_server(model_path: str, tmp_path: Path) -> None:

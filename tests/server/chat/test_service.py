@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.client import EngineClient
 from backends.protocol import EngineDied, EngineDown
 from backends.sequence import FinishReason, SamplingParams
 from backends.wire import TokenEvent
@@ -23,7 +24,7 @@ JOB = ChatJob(ASK, SAMPLING)
 
 def _play(script: list[list[TokenEvent]], job: ChatJob | CompletionJob = JOB) -> tuple[list[TextDelta], ChatResult]:
     async def play() -> tuple[list[TextDelta], ChatResult]:
-        async with ChatService(ScriptedEngine(script), ByteTokenizer()).open(job) as stream:
+        async with ChatService(ScriptedEngine(script), ByteTokenizer).open(job) as stream:
             return [delta async for delta in stream], stream.result
 
     return asyncio.run(play())
@@ -103,7 +104,7 @@ def test_a_forced_close_is_told_by_its_unsampled_tokens() -> None:
 
 def test_a_text_completion_has_neither_thoughts_nor_template() -> None:
     engine = ScriptedEngine(tokens("\n<think>a</think>"))
-    service = ChatService(engine, ByteTokenizer())
+    service = ChatService(engine, ByteTokenizer)
 
     async def play() -> str:
         async with service.open(CompletionJob("<|im_start|>x", SAMPLING)) as stream:
@@ -123,7 +124,7 @@ def _submitted(job: ChatJob) -> ScriptedEngine:
     engine = ScriptedEngine()
 
     async def opened() -> None:
-        await ChatService(engine, ByteTokenizer()).open(job).aclose()
+        await ChatService(engine, ByteTokenizer).open(job).aclose()
 
     asyncio.run(opened())
     return engine
@@ -179,7 +180,7 @@ def test_max_tokens_zero_is_the_rest_of_the_context_and_too_many_are_refused() -
 
 def test_warm_prefills_what_the_next_turn_begins_with() -> None:
     engine = ScriptedEngine()
-    service = ChatService(engine, ByteTokenizer())
+    service = ChatService(engine, ByteTokenizer)
     service.warm((*ASK, ChatMessage("assistant", "Yes.")), "shop", "conv")
     service.warm(ASK[:1], "shop", "")
     following = service.template.render((*ASK, ChatMessage("assistant", "Yes."), ChatMessage("user", "more")), None).token_ids
@@ -191,7 +192,7 @@ def test_warm_prefills_what_the_next_turn_begins_with() -> None:
 
 def test_a_model_without_thoughts_needs_no_warming_after_an_answer() -> None:
     engine = ScriptedEngine()
-    service = ChatService(engine, ByteTokenizer("{% for m in messages %}{{ m.content }}|{% endfor %}", special_tags=False))
+    service = ChatService(engine, lambda: ByteTokenizer("{% for m in messages %}{{ m.content }}|{% endfor %}", special_tags=False))
     service.warm((*ASK, ChatMessage("assistant", "Yes.")), "", "")
     assert engine.warmed == []
     service.warm(ASK[:1], "", "")
@@ -233,7 +234,7 @@ async def test_every_way_out_aborts_once_and_reports_once() -> None:
     ways: list[Callable[[ChatService], Awaitable[None]]] = [leave_block, cancel_task, stop]
     for way in ways:
         engine, results = ScriptedEngine(), list[ChatResult]()
-        await way(ChatService(engine, ByteTokenizer(), results.append))
+        await way(ChatService(engine, ByteTokenizer, results.append))
         assert engine.open == []
         assert [tokens.num_aborts for tokens in engine.submitted] == [1]
         assert [result.finish_reason for result in results] == ["abort"]
@@ -242,7 +243,7 @@ async def test_every_way_out_aborts_once_and_reports_once() -> None:
 @pytest.mark.anyio
 async def test_what_was_said_before_the_engine_died_is_kept() -> None:
     engine, results = ScriptedEngine(), list[ChatResult]()
-    stream = ChatService(engine, ByteTokenizer(), results.append).open(JOB)
+    stream = ChatService(engine, ByteTokenizer, results.append).open(JOB)
     for batch in tokens("hm</think>ab", finish=None):
         engine.submitted[0].push(*batch)
     engine.submitted[0].die()
@@ -255,7 +256,7 @@ async def test_what_was_said_before_the_engine_died_is_kept() -> None:
 
 @pytest.mark.anyio
 async def test_an_interrupted_stream_raises_what_it_was_given() -> None:
-    service = ChatService(ScriptedEngine(), ByteTokenizer())
+    service = ChatService(ScriptedEngine(), ByteTokenizer)
     stream = service.open(JOB)
     service.interrupt_all(EngineDown("leaving"))
     with pytest.raises(EngineDown, match="leaving"):
@@ -265,7 +266,7 @@ async def test_an_interrupted_stream_raises_what_it_was_given() -> None:
 
 @pytest.mark.anyio
 async def test_an_open_stream_is_found_by_its_owner_only() -> None:
-    service = ChatService(ScriptedEngine(), ByteTokenizer())
+    service = ChatService(ScriptedEngine(), ByteTokenizer)
     stream = service.open(replace(JOB, scope_public="mine"))
     assert service.find(stream.completion_id, "mine") is stream
     assert service.find(stream.completion_id, "theirs") is None
@@ -276,6 +277,16 @@ async def test_an_open_stream_is_found_by_its_owner_only() -> None:
 @pytest.mark.anyio
 async def test_answer_now_closes_the_thought() -> None:
     engine = ScriptedEngine()
-    async with ChatService(engine, ByteTokenizer()).open(JOB) as stream:
+    async with ChatService(engine, ByteTokenizer).open(JOB) as stream:
         stream.answer_now()
         assert engine.submitted[0].num_closes == 1
+
+
+def test_the_vocabulary_is_not_read_before_the_engine_has_loaded_the_model() -> None:
+    def read() -> ByteTokenizer:
+        raise AssertionError
+
+    service = ChatService(EngineClient(), read)
+    for job in (JOB, CompletionJob("x", SAMPLING)):
+        with pytest.raises(EngineDown, match="loading"):
+            service.open(job)

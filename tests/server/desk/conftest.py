@@ -1,35 +1,19 @@
 """A desk over a real record and a scripted chat."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from backends.mini.shop import Passage, Shop
-from feedback.database import Database
 from feedback.record import Record
 from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.settings import DeskSettings
-from tests.server.desk.fakes import ScriptedChat
+from tests.server.fakes import ScriptedChat
 
 PASSAGES = (Passage("returns", "Returns", "Within 30 days."), Passage("delivery", "Delivery", "Three days."))
 SHOPS = {
     "en": Shop("Tea House", "You are the assistant of Tea House.", "Hello!", ("Where is my order?",), PASSAGES),
     "zh": Shop("茶舍", "你是茶舍的客服。", "您好！", ("我的订单在哪?",), PASSAGES),
 }
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database.in_folder(tmp_path / "data")
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def record(database: Database) -> Record:
-    return Record(database)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from server.desk.desk import AnswerInProgress, Desk
 from server.desk.policy import FALLBACK, Policy
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Thinking
 from server.errors import InvalidRequest, ShuttingDown
-from tests.server.desk.fakes import SPEC, ScriptedChat, ScriptedStream
+from tests.server.fakes import SPEC, ScriptedChat, ScriptedStream
 
 pytestmark = pytest.mark.anyio
 

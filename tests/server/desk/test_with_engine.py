@@ -39,7 +39,7 @@ class House:
         self.database = Database.in_folder(data_dir)
         self.record = Record(self.database)
         policies = {language: Policy.of(load_shop(language), language) for language in ("en", "zh")}
-        self.chat = ChatService(self.engine, self.tokenizer)
+        self.chat = ChatService(self.engine, lambda: self.tokenizer)
         self.desk = Desk(self.chat, self.record, policies, DeskSettings(max_answer_tokens=200), self.engine.wait_s)
 
     async def is_up(self) -> None:

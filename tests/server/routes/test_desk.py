@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,19 +22,12 @@ from server.errors import install_handlers
 from server.routes.desk import VISITORS_PER_ADDRESS, DeskLimits, desk_router
 from server.settings import DeskSettings
 from tests.server.desk.conftest import SHOPS
-from tests.server.desk.fakes import ScriptedChat
+from tests.server.fakes import ScriptedChat
 
 pytestmark = pytest.mark.anyio
 
 Sse = list[tuple[str, dict[str, object]]]
 NOWHERE = "conv_aaaaaaaaaaaaaaaaaaaa"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database.in_folder(tmp_path / "data")
-    yield database
-    database.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ export class DeskError extends Error {
 const PROBLEM_BY_CODE = {
   answer_in_progress: "in_progress",
   context_length_exceeded: "full",
+  daily_limit: "enough",
   engine_died: "cut",
   engine_down: "down",
   queue_full: "busy",
