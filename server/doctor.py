@@ -114,8 +114,9 @@ def _disks(settings: Settings) -> Iterator[Finding]:
 
 def _port(settings: Settings) -> Finding:
     try:
-        with bind(settings.server.host, settings.server.port):
-            return Finding("port", "ok", f"port {settings.server.port} on {settings.server.host} is free")
+        for sock in bind(settings.server.host, settings.server.port):
+            sock.close()
+        return Finding("port", "ok", f"port {settings.server.port} on {settings.server.host} is free")
     except (PortTaken, OSError) as error:
         return Finding("port", "bad", str(error), "stop that, unless it is kefu itself, or set server.port")
 
