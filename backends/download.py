@@ -142,7 +142,7 @@ class _Pull:
                 raise PullFailed(f"{file.rfilename} stops at {have:,} of {file.size:,} bytes ({reason}); pull again to go on from there")
             try:
                 self._stream(file, path, have if have < file.size else 0)
-            except (httpx.TransportError, _TryAgain) as error:
+            except (httpx.HTTPError, _TryAgain) as error:
                 reason = _why(error)
             failures = 0 if path.stat().st_size > have else failures + 1
             time.sleep(self._link.pause_s * 2**failures if failures else 0)
@@ -152,6 +152,8 @@ class _Pull:
         url = f"/{self._source.repo}/resolve/{self._revision}/{file.rfilename}"
         with self._client.stream("GET", url, headers={"range": f"bytes={have}-"} if have else {}) as reply:
             goes_on = reply.status_code == 206 and reply.headers.get("content-range", "").startswith(f"bytes {have}-")
+            if reply.status_code in (401, 403, 404):
+                raise PullFailed(f"{self._link.url} answered {reply.status_code} to {url}")
             if not goes_on and reply.status_code != 200:
                 if reply.status_code in (206, 416):
                     path.write_bytes(b"")

@@ -91,6 +91,13 @@ def test_a_flipped_byte_is_refused_and_not_kept(kind: str, hub: Hub, store: Stor
     assert all(fault == "" for _, fault in store.faults(ENTRY, kind))  # type: ignore[arg-type]
 
 
+def test_a_file_that_may_not_be_had_is_told_at_once(hub: Hub, store: Store) -> None:
+    hub.faults.extend(["403"])
+    with pytest.raises(PullFailed, match=r"answered 403 to /x/y/resolve/a{40}/tiny\.gguf"):
+        pull(store, ENTRY, "gguf", _link(hub))
+    assert len(hub.requests) == 2
+
+
 def test_more_than_was_announced_is_refused(hub: Hub, store: Store) -> None:
     hub.faults.extend(["longer"] * 9)
     with pytest.raises(PullFailed, match="more bytes came"):

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from backends.catalog import find
+from backends.fit import GIB, Machine
 from server.auth import KEY_PREFIX, hash_key
-from server.cli import cli
+from server.cli import _offered, cli
+from server.settings import load_settings
 from tests.backends.hub import serving
 from tests.conftest import MINI
 
@@ -123,3 +125,19 @@ def test_a_flipped_byte_on_the_way_is_one_sentence(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("KEFU_MODELS__URL", hub.url)
         result = runner.invoke(cli, ["pull", "qwen3-0.6b", "--format", "gguf"])
     assert result.exit_code == 1 and "nothing was taken" in result.output
+
+
+def test_a_first_run_on_a_mac_with_room_gets_qwq_when_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.cli.this_machine", lambda limit_gib: Machine(48 * GIB, is_mac=True))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+    for wanted in (False, True):
+        monkeypatch.setattr("typer.confirm", lambda question, default, wanted=wanted: asked.append(question) or wanted)
+        with serving({"model.safetensors": b"weights", "config.json": b"{}"}) as hub:
+            monkeypatch.setenv("KEFU_MODELS__URL", hub.url)
+            settings = _offered(load_settings())
+        assert settings.engine.model == (Path("qwq-32b") if wanted else None)
+    assert "18.4 GB of weights + 256 KiB a token, 32.9 GB to spare" in asked[0]
+    assert Path("models/qwq-32b-mlx/model.safetensors").read_bytes() == b"weights"
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert _offered(load_settings()).engine.model is None and len(asked) == 2
