@@ -133,6 +133,7 @@ def doctor(model: Annotated[Path | None, typer.Option(help="Examine this model i
 def install() -> None:
     """Serve from now on, and at every login, with the kefu.toml of this folder."""
     settings, service = load_settings(), Service(Path.home())
+    choose(settings, this_machine(settings.engine.memory_gib))
     log = (settings.data_dir / "service.log").absolute()
     service.install((sys.executable, "-P", "-m", "server.cli", "serve"), Path.cwd(), log)
     out.print(f"Installed as {service.path}, {service.status()}. KEFU_* variables do not reach it: use kefu.toml.", soft_wrap=True)
