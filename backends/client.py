@@ -160,6 +160,12 @@ class EngineClient:
         """Like `unready_reason`, but an idle engine that decoded nothing for a minute must prove that it still can."""
         if self.unready_reason or time.monotonic() - self._last_token <= STALE_TOKEN_S:
             return self.unready_reason
+        return await self.prove()
+
+    async def prove(self) -> str:
+        """Why a token cannot be decoded right now; empty when one was."""
+        if self._spec is None:
+            return self.unready_reason
         tokens = list(self.spec.eos_token_ids[:1]) or [0]
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S), self.submit(tokens, PROBE, scope=CacheScope(private="probe")) as stream:

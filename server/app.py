@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ from fastapi import FastAPI
 from backends.client import EngineClient
 from backends.mini.shop import Language, load_shop
 from backends.protocol import EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
+from backends.sequence import SamplingParams
 from backends.supervisor import Supervisor
 from feedback.database import Database
 from feedback.record import Record
 from feedback.signals import Signals
 from server.auth import KeyRing
-from server.chat.service import ChatService
+from server.awake import Awake, SleepWatch, caffeinate
+from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.desk.visitors import Visitors
@@ -29,6 +32,8 @@ from server.routes.health import health_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
 from server.settings import EngineSettings, Settings
+
+log = logging.getLogger("kefu.app")
 
 BUILT_IN = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
 WATCH_EVERY_S = 0.25
@@ -48,11 +53,13 @@ class App:
     broken: list[str]
 
 
-def create_app(settings: Settings, supervisor: Supervisor, read_tokenizer: Callable[[], Tokenizer]) -> App:
+def create_app(
+    settings: Settings, supervisor: Supervisor, read_tokenizer: Callable[[], Tokenizer], sampling: SamplingParams = DEFAULT_SAMPLING
+) -> App:
     """Everything but a socket; `read_tokenizer` is called once the model is loaded. Raises RecordUnavailable for an unusable folder."""
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
-    chat = ChatService(engine, read_tokenizer, metrics.observe_result)
+    chat = ChatService(engine, read_tokenizer, metrics.observe_result, sampling)
     database = Database.open(settings.database_url, settings.data_dir)
     shops = {language: load_shop(language) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
@@ -63,11 +70,16 @@ def create_app(settings: Settings, supervisor: Supervisor, read_tokenizer: Calla
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await supervisor.start()
-        watch = asyncio.create_task(_watch(engine, desk.warm, broken))
+        watches = (
+            asyncio.create_task(_watch(engine, desk.warm, broken)),
+            asyncio.create_task(watch_sleep(chat, engine, Awake(caffeinate()))),
+        )
         try:
             yield
         finally:
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
             await desk.close()
             await supervisor.stop()
             database.close()
@@ -111,3 +123,17 @@ async def _watch(engine: EngineClient, warm: Callable[[], None], broken: list[st
                 broken.append(str(error))
                 return
         await asyncio.sleep(WATCH_EVERY_S)
+
+
+async def watch_sleep(chat: ChatService, engine: EngineClient, awake: Awake, clock: SleepWatch | None = None) -> None:
+    """Keep the machine awake while answers are open. After it slept all the same, end them with the reason and prove the engine anew."""
+    clock = clock or SleepWatch()
+    async with awake:
+        while True:
+            await awake.keep(chat.num_open > 0)
+            if slept_s := clock.slept_s():
+                log.warning("the computer slept for %.0f s; %d answers ended", slept_s, chat.num_open)
+                chat.interrupt_all(EngineDown("the computer slept while it worked on this; please ask again", retry_after_s=1))
+                if reason := await engine.prove():
+                    log.error("after sleep: %s", reason)
+            await asyncio.sleep(WATCH_EVERY_S)

@@ -1,25 +1,51 @@
-"""The command line: `kefu serve`, `kefu key new`."""
+"""The command line: `kefu serve` and the commands around it."""
 
+import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from socket import socket
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
+from backends.catalog import UnknownModel, find
+from backends.download import PullFailed
+from backends.fit import this_machine
+from backends.store import BrokenManifest
+from server import models_cli
 from server.logging import configure_logging
+from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.ports import PortTaken, bind
+from server.service import Service, ServiceFailed
 from server.settings import BadSettings, Settings, load_settings
+
+if TYPE_CHECKING:
+    from server.doctor import Finding
 
 ADVICE = "Check the file, or leave --model out to serve the built-in model."
 EXIT_BROKEN, EXIT_USAGE = 1, 2
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, help="客服: a local chat server for customer service.")
+
+class _OneSentence(TyperGroup):
+    """What a command raises on purpose leaves as one sentence and a status."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except (BadSettings, UnknownModel) as error:
+            _fail(f"{error}.", EXIT_USAGE)
+        except (PullFailed, BrokenManifest, ModelUnavailable, ServiceFailed) as error:
+            _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
+
+
+cli = typer.Typer(cls=_OneSentence, no_args_is_help=True, add_completion=False, help="客服: a local chat server for customer service.")
 key_cli = typer.Typer(no_args_is_help=True, help="API keys for /v1.")
-cli.add_typer(key_cli, name="key")
+service_cli = typer.Typer(no_args_is_help=True, help="Serve whenever you are logged in (launchd or systemd).")
 out, err = Console(), Console(stderr=True)
 
 
@@ -37,7 +63,7 @@ def _root(show_version: Annotated[bool, typer.Option("--version", help="Print th
 
 @cli.command()
 def serve(
-    model: Annotated[Path | None, typer.Option(help="A GGUF file; without it the built-in kefu-mini answers.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A GGUF file, an MLX folder or a pulled model; else kefu-mini.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; anything but loopback needs an API key.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where conversations and signals are kept.")] = None,
@@ -46,12 +72,11 @@ def serve(
 
     Everything else is set by KEFU_* variables (KEFU_SERVER__PORT=8001) or in kefu.toml.
     """
+    settings = load_settings({"server": {"host": host, "port": port}, "engine": {"model": model}, "data_dir": data_dir})
+    configure_logging(settings.log_level)
+    chosen = choose(_offered(settings), this_machine(settings.engine.memory_gib))
     try:
-        settings = load_settings({"server": {"host": host, "port": port}, "engine": {"model": model}, "data_dir": data_dir})
-        configure_logging(settings.log_level)
         sockets = bind(settings.server.host, settings.server.port)
-    except BadSettings as error:
-        _fail(f"{error}.", EXIT_USAGE)
     except PortTaken as error:
         _fail(f"{error}; stop that, or choose another with --port.", EXIT_USAGE)
     except OSError as error:
@@ -60,7 +85,70 @@ def serve(
     with ExitStack() as opened:
         for sock in sockets:
             opened.enter_context(sock)
-        _run(settings, sockets, f"http://{f'[{name}]' if ':' in name else name}:{port}")
+        _run(settings, chosen, sockets, f"http://{f'[{name}]' if ':' in name else name}:{port}")
+
+
+def _offered(settings: Settings) -> Settings:
+    """On a first run at a terminal of a Mac with room: ask whether to get QwQ. Everywhere else the built-in model serves at once."""
+    fit = offer(settings, this_machine(settings.engine.memory_gib)) if sys.stdin.isatty() else None
+    if fit is None or not typer.confirm(f"This Mac has room for {OFFERED} ({fit}). Download it now?", default=False):
+        return settings
+    models_cli.fetch(settings, find(OFFERED), "mlx")
+    return settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": Path(OFFERED)})})
+
+
+for _command, _name in (
+    (models_cli.models, "models"),
+    (models_cli.pull_model, "pull"),
+    (models_cli.verify, "verify"),
+    (models_cli.remove, "rm"),
+):
+    cli.command(_name)(_command)
+
+
+@cli.command()
+def doctor(model: Annotated[Path | None, typer.Option(help="Examine this model instead of the one in the settings.")] = None) -> None:
+    """Examine this machine: one line a finding, with what to do.
+
+    The exit status names the first serious one: 10 memory, 11 disk, 12 port, 13 software, 14 power, 15 clock, 16 engine. 3 is warnings.
+    """
+    import asyncio
+
+    from server.app import engine_options
+    from server.doctor import decode, examine, exit_status
+
+    settings = load_settings({"engine": {"model": model}})
+    machine = this_machine(settings.engine.memory_gib)
+    findings = []
+    for finding in examine(settings, machine):
+        findings.append(finding)
+        _show(finding)
+    if not any(finding.topic == "memory" and finding.level == "bad" for finding in findings):
+        findings.append(asyncio.run(decode(engine_options(choose(settings, machine).engine))))
+        _show(findings[-1])
+    raise typer.Exit(exit_status(findings))
+
+
+@service_cli.command("install")
+def install() -> None:
+    """Serve from now on, and at every login, with the kefu.toml of this folder."""
+    settings, service = load_settings(), Service(Path.home())
+    choose(settings, this_machine(settings.engine.memory_gib))
+    log = (settings.data_dir / "service.log").absolute()
+    service.install((sys.executable, "-P", "-m", "server.cli", "serve"), Path.cwd(), log)
+    out.print(f"Installed as {service.path}, {service.status()}. KEFU_* variables do not reach it: use kefu.toml.", soft_wrap=True)
+
+
+@service_cli.command("status")
+def status() -> None:
+    """Say whether the service runs."""
+    out.print(Service(Path.home()).status())
+
+
+@service_cli.command("uninstall")
+def uninstall() -> None:
+    """Stop the service and forget it."""
+    out.print("Uninstalled." if Service(Path.home()).uninstall() else "It was not installed.")
 
 
 @key_cli.command("new")
@@ -73,7 +161,11 @@ def new() -> None:
     out.print(f"Let the server know it: KEFU_SERVER__API_KEYS={key_hash}", highlight=False, soft_wrap=True)
 
 
-def _run(settings: Settings, sockets: list[socket], url: str) -> None:
+cli.add_typer(key_cli, name="key")
+cli.add_typer(service_cli, name="service")
+
+
+def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:
     # These take seconds to import; a port in use or a bad setting is told before.
     from backends.llamacpp.model import check_gguf
     from backends.llamacpp.tokenizer import LlamaTokenizer
@@ -81,13 +173,15 @@ def _run(settings: Settings, sockets: list[socket], url: str) -> None:
     from backends.supervisor import Supervisor
     from feedback.database import RecordUnavailable
     from server.app import create_app, engine_options
+    from server.chat.service import DEFAULT_SAMPLING
     from server.serving import make_server
 
-    options = engine_options(settings.engine)
+    options = engine_options(chosen.engine)
+    options = replace(options, name=chosen.name or options.name)
     try:
         check_gguf(Path(options.path))
         supervisor = Supervisor(options, settings.engine.max_waiting)
-        app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path))
+        app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
     except ModelLoadError as error:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:
@@ -99,6 +193,15 @@ def _run(settings: Settings, sockets: list[socket], url: str) -> None:
         _fail(f"{app.broken[0]}. {ADVICE}", EXIT_BROKEN)
 
 
+def _show(finding: "Finding") -> None:
+    mark = {"ok": "ok  ", "warn": "WARN", "bad": "BAD "}[finding.level]
+    out.print(f"{mark} {finding.said}{f': {finding.do}' if finding.do else ''}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _fail(sentence: str, status: int) -> NoReturn:
     err.print(f"kefu: {sentence}", highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -64,7 +64,7 @@ class ServerSettings(_Branch):
 class EngineSettings(_Branch):
     """The engine process and its model."""
 
-    model: Path | None = Field(None, description="A GGUF file; without it the built-in kefu-mini answers.")
+    model: Path | None = Field(None, description="A GGUF file, an MLX folder or a pulled model's name; without it kefu-mini answers.")
     context_length: int = Field(0, ge=0, description="Tokens that one conversation may hold; 0 means what the model was trained for.")
     num_kv_tokens: int = Field(0, ge=0, description="Tokens of KV room that all conversations share; 0 means four contexts.")
     max_sequences: int = Field(16, ge=1, le=256, description="Answers computed at the same time.")
@@ -73,6 +73,17 @@ class EngineSettings(_Branch):
     gpu_layers: int = Field(-1, ge=-1, description="Layers computed on the GPU; -1 means all that fit.")
     flash_attention: bool | None = Field(None, description="On a CPU, off gives the same bits in any batch; on is faster for large models.")
     kv_type: Literal["f32", "f16", "q8_0"] = Field("f16", description="How KV is stored: q8_0 takes half the room of f16.")
+    memory_gib: float = Field(0.0, ge=0, description="GiB that weights and KV may take; 0 means what this machine can spare.")
+
+
+class ModelsSettings(_Branch):
+    """The catalogue's models on this machine."""
+
+    dir: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        Path("~/.kefu/models").expanduser(), description="Where pulled models lie."
+    )
+    url: str = Field("https://huggingface.co", pattern="^https?://", description="Where models are pulled from, or a mirror of it.")
+    stall_s: float = Field(30.0, gt=0, description="A download that is silent for this long is asked again.")
 
 
 class DeskSettings(_Branch):
@@ -101,6 +112,7 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = EngineSettings()
+    models: ModelsSettings = ModelsSettings()
     desk: DeskSettings = DeskSettings()
     data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")
     database_url: str = Field("", description="postgresql://user:password@host/name; without it a SQLite file in data_dir.", repr=False)

@@ -17,6 +17,7 @@ import llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
+from backends.fit import KV_BYTES
 from backends.protocol import EngineError, EngineOptions, ModelLoadError, ModelSpec
 
 GGUF_MAGIC = b"GGUF"
@@ -49,7 +50,6 @@ class Row:
 
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 KV_MEMORY_SHARE = 0.25
 FLASH_AUTO, FLASH_OFF = -1, 0
 SMALL_MODEL_BYTES = 64 * 1024 * 1024

@@ -17,7 +17,7 @@ from server.errors import InvalidRequest
 
 __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", "CompletionJob", "TextDelta", "TokenLogprob"]
 
-# What the QwQ-32B card asks for; min_p stays 0, and greedy decoding makes it loop.
+# For models that the catalogue does not know: what the QwQ-32B card asks for. Greedy decoding makes thinking models loop.
 DEFAULT_SAMPLING = SamplingParams(temperature=0.6, top_k=40, top_p=0.95, max_tokens=0)
 REST_OF_CONTEXT = 0
 
@@ -72,15 +72,20 @@ class ChatService:
     """Opens streams of text over one engine. `observe` sees the result of every stream, once, however it ended.
 
     A model file can be made to crash whoever parses it, so `read_tokenizer` is called when the engine has survived loading it; what it
-    reads is kept. It may raise ModelLoadError, and so may the template: then nothing can be opened.
+    reads is kept. It may raise ModelLoadError, and so may the template: then nothing can be opened. `sampling` is what its card asks for.
     """
 
     def __init__(
-        self, engine: Engine, read_tokenizer: Callable[[], Tokenizer], observe: Callable[[ChatResult], None] = lambda result: None
+        self,
+        engine: Engine,
+        read_tokenizer: Callable[[], Tokenizer],
+        observe: Callable[[ChatResult], None] = lambda result: None,
+        sampling: SamplingParams = DEFAULT_SAMPLING,
     ) -> None:
         self._engine = engine
         self._read_tokenizer = read_tokenizer
         self._observe = observe
+        self._sampling = sampling
         self._streams: dict[str, ChatStream] = {}
 
     @cached_property
@@ -110,7 +115,7 @@ class ChatService:
 
     def default_sampling(self) -> SamplingParams:
         """The model's own defaults."""
-        return DEFAULT_SAMPLING
+        return self._sampling
 
     def open(self, job: ChatJob | CompletionJob) -> ChatStream:
         """Render, check and submit; afterwards only the stream can fail.
@@ -169,6 +174,11 @@ class ChatService:
         """An open stream by its id; None for one that is over or was opened in another scope."""
         stream = self._streams.get(completion_id)
         return stream if stream is not None and stream.owner == owner else None
+
+    @property
+    def num_open(self) -> int:
+        """Answers under way or waiting."""
+        return len(self._streams)
 
     def interrupt_all(self, error: Exception) -> None:
         """End every open stream with this error."""

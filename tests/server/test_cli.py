@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from backends.catalog import find
+from backends.fit import GIB, Machine
 from server.auth import KEY_PREFIX, hash_key
-from server.cli import cli
+from server.cli import _offered, cli
+from server.settings import load_settings
+from tests.backends.hub import serving
 from tests.conftest import MINI
 
 runner = CliRunner()
@@ -22,6 +26,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("KEFU_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KEFU_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("KEFU_MODELS__DIR", str(tmp_path / "models"))
     monkeypatch.setattr("server.cli.configure_logging", lambda level: None)
 
 
@@ -53,6 +58,8 @@ def test_a_port_in_use_is_told_with_its_holder() -> None:
         (["--host", "0.0.0.0"], "needs an API key", 2),
         (["--port", "70000"], "server.port", 2),
         (["--port", "0", "--model", "missing.gguf"], "missing.gguf", 1),
+        (["--port", "0", "--model", "qwq-32b"], "kefu pull qwq-32b", 1),
+        (["--port", "0", "--model", "nonsense"], "there is no model 'nonsense'", 2),
         (["--port", "0", "--model", "text.gguf"], "is not a GGUF file", 1),
         (["--port", "0", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1", 2),
     ],
@@ -91,3 +98,46 @@ def test_a_model_that_kills_its_reader_kills_only_the_engine(damage: str, tmp_pa
     assert sentence.startswith("kefu: the engine died (SIGABRT) while it loaded hostile.gguf"), ended.stderr
     assert "leave --model out" in sentence
     assert "Traceback" not in ended.stderr
+
+
+def test_a_model_is_listed_pulled_verified_and_removed(monkeypatch: pytest.MonkeyPatch, model_path: str) -> None:
+    entry, weights = find("qwq-32b"), Path(model_path).read_bytes()
+    with serving({entry.gguf.files[0]: weights}) as hub:
+        monkeypatch.setenv("KEFU_MODELS__URL", hub.url)
+        pulled = runner.invoke(cli, ["pull", "qwq-32b", "--format", "gguf"])
+    assert pulled.exit_code == 0, pulled.output
+    assert "no hash of it was pinned: the first download is trusted and recorded" in pulled.output
+    assert "gguf" in next(line for line in runner.invoke(cli, ["models"]).output.splitlines() if line.startswith("qwq-32b"))
+    assert runner.invoke(cli, ["verify", "qwq-32b"]).exit_code == 0
+    file = Path("models/qwq-32b-gguf") / entry.gguf.files[0]
+    file.write_bytes(weights[:-1] + b"?")
+    verified = runner.invoke(cli, ["verify", "qwq-32b"])
+    assert verified.exit_code == 1 and "BAD qwq-32b-gguf/qwq-32b-q4_k_m.gguf" in verified.output
+    assert runner.invoke(cli, ["rm", "qwq-32b"]).exit_code == 0
+    assert not file.exists() and Path("models/qwq-32b-gguf.json").exists()
+    assert runner.invoke(cli, ["rm", "qwq-32b", "--forget"]).exit_code == 0
+    assert not Path("models/qwq-32b-gguf.json").exists()
+    assert runner.invoke(cli, ["verify", "qwq-32b"]).exit_code == 1
+
+
+def test_a_flipped_byte_on_the_way_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({find("qwen3-0.6b").gguf.files[0]: b"not the pinned one"}) as hub:
+        monkeypatch.setenv("KEFU_MODELS__URL", hub.url)
+        result = runner.invoke(cli, ["pull", "qwen3-0.6b", "--format", "gguf"])
+    assert result.exit_code == 1 and "nothing was taken" in result.output
+
+
+def test_a_first_run_on_a_mac_with_room_gets_qwq_when_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.cli.this_machine", lambda limit_gib: Machine(48 * GIB, is_mac=True))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+    for wanted in (False, True):
+        monkeypatch.setattr("typer.confirm", lambda question, default, wanted=wanted: asked.append(question) or wanted)
+        with serving({"model.safetensors": b"weights", "config.json": b"{}"}) as hub:
+            monkeypatch.setenv("KEFU_MODELS__URL", hub.url)
+            settings = _offered(load_settings())
+        assert settings.engine.model == (Path("qwq-32b") if wanted else None)
+    assert "18.4 GB of weights + 256 KiB a token, 32.9 GB to spare" in asked[0]
+    assert Path("models/qwq-32b-mlx/model.safetensors").read_bytes() == b"weights"
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert _offered(load_settings()).engine.model is None and len(asked) == 2

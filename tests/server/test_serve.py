@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,10 @@ import httpx
 import openai
 import pytest
 
+from backends.catalog import find
 from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop, system_message
+from backends.store import FileRecord, Manifest, Store, sha256_of
 from tests.conftest import has_ipv6_loopback
 
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
@@ -260,3 +263,15 @@ def _children(pid: int) -> list[int]:
         line.split() for line in subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()
     ]
     return [int(child) for child, parent in rows if parent == str(pid)]
+
+
+def test_a_pulled_model_is_served_by_its_name(model_path: str, tmp_path: Path) -> None:
+    entry, store = find("qwen3-0.6b"), Store(tmp_path / "models")
+    partial = store.place(entry, "gguf", ".partial")
+    partial.mkdir(parents=True)
+    shutil.copy(model_path, partial / entry.gguf.files[0])
+    files = {entry.gguf.files[0]: FileRecord(Path(model_path).stat().st_size, sha256_of(Path(model_path)))}
+    store.keep(entry, "gguf", Manifest(entry.gguf.repo, "main", "first use", files))
+    with _serve("qwen3-0.6b", tmp_path / "data", KEFU_MODELS__DIR=str(tmp_path / "models")) as server:
+        assert server.model == "qwen3-0.6b"
+        assert server.client.chat.completions.create(model="qwen3-0.6b", messages=ASK, max_tokens=3).usage

@@ -290,3 +290,9 @@ def test_the_vocabulary_is_not_read_before_the_engine_has_loaded_the_model() -> 
     for job in (JOB, CompletionJob("x", SAMPLING)):
         with pytest.raises(EngineDown, match="loading"):
             service.open(job)
+
+
+def test_a_known_model_is_sampled_as_its_card_asks() -> None:
+    card = SamplingParams(temperature=0.7, top_k=20)
+    assert ChatService(ScriptedEngine(), ByteTokenizer, sampling=card).default_sampling() is card
+    assert ChatService(ScriptedEngine(), ByteTokenizer).default_sampling().top_k == 40
