@@ -16,7 +16,8 @@ class EngineError(Exception):
     ├── ContextTooLong     prompt does not fit the context
     ├── EngineBusy         the queue is full
     ├── EngineDown         no engine is running; says why
-    └── EngineDied         the engine ended while this request was in it
+    ├── EngineDied         the engine ended while this request was in it
+    └── EmptyAnswer        the model ended without a word
     """
 
 
@@ -51,6 +52,10 @@ class EngineDown(EngineError):
 
 class EngineDied(EngineError):
     """The engine process ended while it worked on this request."""
+
+
+class EmptyAnswer(EngineError):
+    """The model ended its turn without an answer."""
 
 
 @dataclass(frozen=True, slots=True)

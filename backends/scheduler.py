@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from backends.protocol import Admission, Backend, OutOfRoom, StepOutput
 from backends.repetition import is_looping
-from backends.sequence import FinishReason, Priority, Sequence, SequenceStatus
+from backends.sequence import FinishReason, Priority, Sequence, SequenceStatus, Thinking
 from backends.wire import TokenEvent
 
 MAX_IDLE = 64
@@ -159,16 +159,29 @@ class Scheduler:
             return
         if seq.in_thought:
             if token_id == thinking.close_id:
-                seq.in_thought, seq.thought_closed = False, True
+                self._end_thought(seq)
                 return
             seq.num_thought += 1
-            if thinking.budget is not None and seq.num_thought >= thinking.budget:
+            budget = self._budget(thinking)
+            if budget is not None and seq.num_thought >= budget:
                 self._force_close(seq)
         elif token_id == thinking.open_id and not seq.thought_closed:
             seq.in_thought = True
 
+    def _budget(self, thinking: Thinking) -> int | None:
+        """Thought tokens allowed now: half of them when as many wait as run, and so on down to the least."""
+        if thinking.budget is None or thinking.least is None:
+            return thinking.budget
+        num_places = self._backend.spec.max_sequences
+        return max(thinking.least, thinking.budget * num_places // (num_places + len(self.waiting)))
+
+    def _end_thought(self, seq: Sequence) -> None:
+        seq.in_thought, seq.thought_closed = False, True
+        seq.channel_start = len(seq.token_ids)
+
     def _watch_loop(self, seq: Sequence) -> None:
-        if not is_looping(seq.token_ids, seq.num_completion_tokens):
+        # An answer may repeat what the thought drafted, so each is watched by itself.
+        if not is_looping(seq.token_ids, seq.num_channel_tokens):
             return
         self.totals.loop_closes += 1
         if seq.in_thought:
@@ -179,8 +192,8 @@ class Scheduler:
     def _force_close(self, seq: Sequence) -> None:
         """Insert the closing tokens into the sequence; the next step computes them like any others."""
         assert seq.thinking is not None
-        seq.in_thought, seq.thought_closed = False, True
         self.totals.forced_closes += 1
+        self._end_thought(seq)
         for token_id in seq.thinking.close_ids:
             seq.token_ids.append(token_id)
             reason = self._limit(seq)

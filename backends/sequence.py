@@ -63,7 +63,8 @@ class Thinking:
     """How the thought of this sequence is opened, watched and closed.
 
     `open_id`/`close_id` are the single tokens of `<think>` and `</think>`; `close_ids` is the text that a forced close inserts
-    (it ends the thought and starts the answer); `budget` is the number of thought tokens after which it is inserted.
+    (it ends the thought and starts the answer); `budget` is the number of thought tokens after which it is inserted. While others
+    wait for a place, a budget with a `least` shrinks towards that; one without is kept as it is.
     `starts_open` is True when the prompt itself ends inside a thought, as QwQ's template does.
     """
 
@@ -72,6 +73,7 @@ class Thinking:
     close_ids: tuple[int, ...]
     starts_open: bool
     budget: int | None = None
+    least: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -94,16 +96,23 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0
     num_thought: int = 0
+    channel_start: int = 0
     in_thought: bool = False
     thought_closed: bool = False
     num_preempted: int = 0
 
     def __post_init__(self) -> None:
         self.in_thought = self.thinking is not None and self.thinking.starts_open
+        self.channel_start = self.num_prompt_tokens
 
     @property
     def num_completion_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_channel_tokens(self) -> int:
+        """Tokens of the thought, or of the answer once that has begun."""
+        return len(self.token_ids) - self.channel_start
 
     @property
     def num_uncomputed(self) -> int:

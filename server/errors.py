@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import feedback.record
-from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineError
+from backends.protocol import ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError
 from feedback.database import RecordUnavailable
 from feedback.signals import KeyReused
 
@@ -101,6 +101,7 @@ STATUS: dict[type[Exception], Row] = {
     EngineBusy: Row(503, _SERVER, "queue_full"),
     EngineDown: Row(503, _SERVER, "engine_down"),
     EngineDied: Row(503, _SERVER, "engine_died", "the engine stopped while it worked on this request; please try again"),
+    EmptyAnswer: Row(502, _SERVER, "empty_answer"),
     ShuttingDown: Row(503, _SERVER, "shutting_down"),
     RecordUnavailable: Row(507, _SERVER, "record_unavailable", "this cannot be stored at the moment; please try again later"),
     EngineError: Row(500, _SERVER, "engine_error", "the engine could not work on this request"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
+from backends.mini.shop import Language
 from backends.protocol import ModelSpec, Tokenizer
 from backends.sequence import CacheScope, SamplingParams, Thinking
 from server.chat.detokenizer import Vocabulary
@@ -14,6 +15,7 @@ from server.chat.stream import ChatResult, ChatStream, TextAssembler, TextDelta,
 from server.chat.template import ChatMessage, ChatTemplate, with_bos
 from server.effort import Effort, thinking_budget
 from server.errors import InvalidRequest
+from server.language import detect_language
 
 __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", "CompletionJob", "TextDelta", "TokenLogprob"]
 
@@ -21,7 +23,11 @@ __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", 
 DEFAULT_SAMPLING = SamplingParams(temperature=0.6, top_k=40, top_p=0.95, max_tokens=0)
 REST_OF_CONTEXT = 0
 
+# What the model tells itself before a forced close, so that the answer does not begin in the middle of a thought.
+BRIDGES: dict[Language, str] = {"en": "\n\nThat is enough thinking; I will answer now.", "zh": "\n\n想得够多了，我现在就回答。"}
 FORCED_CLOSE = f"\n{CLOSE}\n\n"
+# A bridge may take this part of max_tokens; in less room the thought closes without.
+BRIDGE_SHARE = 1 / 8
 
 
 class Engine(Protocol):
@@ -131,18 +137,21 @@ class ChatService:
         is_silent = job.effort == "none" if job.thinking_budget is None else job.thinking_budget == 0
         prompt = self.template.render(job.messages, "none" if is_silent else None)
         sampling = self._fit(job.sampling, len(prompt.token_ids))
+        thinking = self._thinking(job, sampling, starts_open=prompt.thinking_open)
         tokens = self._engine.submit(
             prompt.token_ids,
             sampling,
             scope=CacheScope(prompt.public_len, job.scope_public, job.scope_private),
-            thinking=self._thinking(job, sampling, starts_open=prompt.thinking_open),
+            thinking=thinking,
             reuse_output=not self.template.thinks,
         )
         opened = ThoughtState.THINKING if prompt.thinking_open else ThoughtState.UNDECIDED
         splitter = self._splitter(ThoughtState.ANSWERING if is_silent else opened)
         text = TextAssembler(self.vocabulary, splitter, job.stop, wants_logprobs=job.logprobs)
         result = ChatResult(prompt.token_ids, sampling, self.template.sha256)
-        return ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
+        stream = ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
+        stream.can_answer_now = thinking is not None
+        return stream
 
     def _open_text(self, job: CompletionJob) -> ChatStream:
         if isinstance(job.prompt, str):
@@ -207,11 +216,14 @@ class ChatService:
     def _thinking(self, job: ChatJob, sampling: SamplingParams, *, starts_open: bool) -> Thinking | None:
         if self._tags is None:
             return None
-        budget = job.thinking_budget
+        budget, least = job.thinking_budget, None
         if budget is None and job.effort is not None:
             budget = thinking_budget(job.effort, sampling.max_tokens)
-        close_ids = tuple(self._tokenizer.encode(FORCED_CLOSE, special=True))
-        return Thinking(self._tags.open_id, self._tags.close_id, close_ids, starts_open, budget)
+            least = min(budget, thinking_budget("minimal", sampling.max_tokens))
+        bridge = BRIDGES[detect_language(job.messages[-1].content, "en")]
+        bridged, plain = (tuple(self._tokenizer.encode(text + FORCED_CLOSE, special=True)) for text in (bridge, ""))
+        close_ids = bridged if len(bridged) <= BRIDGE_SHARE * sampling.max_tokens else plain
+        return Thinking(self._tags.open_id, self._tags.close_id, close_ids, starts_open, budget, least)
 
     def _splitter(self, state: ThoughtState) -> Splitter:
         if self._tags is not None:

@@ -13,6 +13,7 @@ from backends.wire import TokenEvent
 from server.chat.detokenizer import Vocabulary
 from server.chat.reasoning import Channel, Splitter
 from server.chat.stops import StopFinder
+from server.errors import Unsupported
 
 Finish = Literal["stop", "length", "abort", "error"]
 # A loop that was cut short is told as what it is to the reader: an answer that ends early.
@@ -169,6 +170,7 @@ class ChatStream:
         self.created = int(time.time())
         self.owner = owner
         self.result = result
+        self.can_answer_now = False
         self.on_end: Callable[[ChatStream], None] = lambda stream: None
         self._tokens = tokens
         self._text = text
@@ -183,7 +185,9 @@ class ChatStream:
         return self._tokens.place
 
     def answer_now(self) -> None:
-        """Close the open thought, if there is one."""
+        """Close the open thought, if there is one. Raises Unsupported where `can_answer_now` is False."""
+        if not self.can_answer_now:
+            raise Unsupported("this model's thoughts cannot be closed from here")
         self._tokens.close_thought()
 
     def stop(self) -> None:

@@ -9,9 +9,10 @@ from backends.mini.shop import Language
 from feedback.record import Completion, Conversation, Message, Record, new_id
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
-from server.desk.policy import Policies, Policy, detect_language
+from server.desk.policy import Policies, Policy
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Turn
 from server.errors import InvalidRequest, TooManyRequests
+from server.language import detect_language
 from server.settings import DeskSettings
 
 PUBLIC_SCOPE = "desk"
@@ -98,6 +99,13 @@ class Desk:
         place = self._places.get(conversation_id)
         if place and place.turn:
             place.turn.stop()
+
+    async def answer_now(self, visitor_id: str, conversation_id: str) -> None:
+        """End the thought of the answer that is being given, if any. Raises NotFound, Unsupported."""
+        await self._conversation(visitor_id, conversation_id)
+        place = self._places.get(conversation_id)
+        if place and place.turn:
+            place.turn.answer_now()
 
     async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> Answer:
         """Keep a message and begin its answer; the same `client_message_id` again replays the kept answer.

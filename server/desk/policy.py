@@ -14,18 +14,8 @@ FALLBACK: dict[Language, str] = {
     "en": "I'm sorry, I could not find an answer. Please put your question in other words, or ask for a person from our team.",
     "zh": "很抱歉，我没能给出答案。请换一种说法再问一次，或联系我们的人工客服。",
 }
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
 CITATION = re.compile(r" *\[(\d{1,2})\]")
 CITATION_BEGUN = re.compile(r" +$| *\[\d{0,2}$")
-
-
-def detect_language(text: str, default: Language) -> Language:
-    """The language `text` is written in; `default` when it says too little (a number, "ok", one foreign word)."""
-    num_han, num_latin = len(HAN.findall(text)), len(LATIN_WORD.findall(text))
-    if num_han and num_han >= num_latin:
-        return "zh"
-    return "en" if num_latin >= 2 else default
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking: ...
+class Thinking:
+    can_answer_now: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,10 @@ class Turn:
     def stop(self) -> None:
         self._end("stopped")
 
+    def answer_now(self) -> None:
+        """Close the open thought. Raises Unsupported."""
+        self._stream.answer_now()
+
     def hang_up(self) -> None:
         self._end("interrupted")
 
@@ -144,7 +149,7 @@ class Turn:
             await asyncio.sleep(LOOK_INTERVAL_S)
             num_looks += 1
         if not self._text:
-            self._events.put_nowait(Thinking())
+            self._events.put_nowait(Thinking(self._stream.can_answer_now))
 
     def _say(self, text: str) -> None:
         if not text:

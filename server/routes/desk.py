@@ -139,6 +139,13 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
         await desk.stop(visitor_id, conversation_id)
         return {}
 
+    @router.post(
+        "/conversations/{conversation_id}/answer_now", tags=["visitor"], status_code=202, dependencies=[Depends(body(EmptyRequest))]
+    )
+    async def answer_now(conversation_id: str, visitor_id: visitor) -> dict[str, str]:
+        await desk.answer_now(visitor_id, conversation_id)
+        return {}
+
 
 def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
     visitor = Annotated[str, Depends(require_visitor(visitors))]
@@ -188,8 +195,8 @@ def _frame(event: Event) -> bytes:
             return sse_event("accepted", {"message_id": message_id})
         case Queued(place, eta_s):
             return sse_event("state", {"state": "queued", "place": place, "eta_s": eta_s})
-        case Thinking():
-            return sse_event("state", {"state": "thinking"})
+        case Thinking(can_answer_now):
+            return sse_event("state", {"state": "thinking", "can_answer_now": can_answer_now})
         case Answering():
             return sse_event("state", {"state": "answering"})
         case Delta(text):

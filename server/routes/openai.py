@@ -10,14 +10,14 @@ from urllib.parse import quote
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
-from backends.protocol import EngineError, ModelSpec
+from backends.protocol import EmptyAnswer, EngineError, ModelSpec
 from server.auth import KeyRing, require_key
 from server.body import body
 from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream, CompletionJob, TextDelta, TokenLogprob
 from server.errors import InvalidRequest, ModelNotFound, NotFound, error_object
 from server.limits import InFlight
 from server.schema import completions as wire
-from server.schema.openai import ChatCompletionRequest, CompletionRequest
+from server.schema.openai import ChatCompletionRequest, CompletionRequest, ControlRequest
 from server.settings import ServerSettings
 from server.sse import CLIENT_CLOSED_REQUEST, EventStream, HungUp, sse_data, until_hang_up
 
@@ -28,6 +28,7 @@ FINISH = {"stop": "stop", "length": "length", "abort": "stop"}
 Asked = ChatCompletionRequest | CompletionRequest
 Job = ChatJob | CompletionJob
 ChatBody = Annotated[ChatCompletionRequest, Depends(body(ChatCompletionRequest))]
+ControlBody = Annotated[ControlRequest, Depends(body(ControlRequest))]
 CompletionBody = Annotated[CompletionRequest, Depends(body(CompletionRequest))]
 
 
@@ -44,11 +45,13 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
 
     @router.post("/chat/completions/{completion_id}/cancel")
     async def cancel_chat_completion(key_id: Annotated[str, key], completion_id: str) -> Response:
-        stream = chat.find(completion_id, key_id)
-        if stream is None:
-            raise NotFound("no open completion has this id")
-        stream.stop()
+        _find(chat, completion_id, key_id).stop()
         return _json({"id": completion_id, "cancelled": True})
+
+    @router.post("/chat/completions/{completion_id}/control")
+    async def control_chat_completion(key_id: Annotated[str, key], completion_id: str, asked: ControlBody) -> Response:
+        _find(chat, completion_id, key_id).answer_now()
+        return _json({"id": completion_id, "action": asked.action})
 
     @router.post("/completions")
     async def create_completion(http: Request, key_id: Annotated[str, key], asked: CompletionBody) -> Response:
@@ -91,6 +94,7 @@ class _Answers:
             async with self._chat.open(job) as stream:
                 entries = [entry async for delta in stream for entry in delta.logprobs]
             self._warm(job, stream)
+        _check_answer(job, stream)
         result = stream.result
         completion = _completion(job, stream, self._chat.spec)
         finish = FINISH[result.finish_reason]
@@ -113,6 +117,7 @@ class _Answers:
                 try:
                     async for delta in stream:
                         yield _chunk(chunks, delta)
+                    _check_answer(job, stream)
                 except EngineError as error:
                     yield sse_data(error_object(error))
                     return
@@ -151,6 +156,20 @@ def _completion_job(asked: CompletionRequest, key_id: str, chat: ChatService) ->
         scope_public=key_id,
         scope_private=f"{key_id}\x00{asked.conversation}",
     )
+
+
+def _find(chat: ChatService, completion_id: str, key_id: str) -> ChatStream:
+    stream = chat.find(completion_id, key_id)
+    if stream is None:
+        raise NotFound("no open completion has this id")
+    return stream
+
+
+def _check_answer(job: Job, stream: ChatStream) -> None:
+    """A model that ends without a word has failed: that is no success with empty content. Raises EmptyAnswer."""
+    result = stream.result
+    if isinstance(job, ChatJob) and not job.stop and result.finish_reason == "stop" and not result.content.strip():
+        raise EmptyAnswer("the model ended without an answer; please ask again")
 
 
 def _check_model(name: str, chat: ChatService) -> None:

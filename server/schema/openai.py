@@ -291,6 +291,14 @@ class ChatCompletionRequest(_Generation):
         return super().unknown_fields - {f"messages[].{name}" for name in _MESSAGE_MEANINGLESS}
 
 
+class ControlRequest(_Strict):
+    """`POST /v1/chat/completions/{id}/control`"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Literal["answer_now"]
+
+
 class CompletionRequest(_Generation):
     """`POST /v1/completions`: text or token ids to continue as they stand."""
 

@@ -1,6 +1,7 @@
 """The scheduler's edges, over a backend whose tokens are scripted."""
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -115,6 +116,23 @@ def test_a_spent_thinking_budget_inserts_the_close_and_the_answer_goes_on() -> N
     assert scheduler.totals.forced_closes == 1
 
 
+def test_an_efforts_budget_shrinks_with_the_queue_and_an_exact_one_does_not() -> None:
+    def num_thought(waiting: int, least: int | None) -> int:
+        backend = ScriptedBackend()
+        backend.wait_for = set(range(2, 2 + waiting))
+        scheduler = Scheduler(backend)
+        scheduler.submit(_sequence(1, max_tokens=60, thinking=Thinking(OPEN, CLOSE, CLOSE_IDS, starts_open=True, budget=24, least=least)))
+        for seq_id in backend.wait_for:
+            scheduler.submit(_sequence(seq_id))
+        events = _run(scheduler, until=lambda: scheduler.totals.forced_closes == 1)[1]
+        return _tokens(events).index(CLOSE_IDS[0])
+
+    assert num_thought(0, 3) == 24
+    assert num_thought(SPEC.max_sequences, 3) == 12
+    assert num_thought(SPEC.max_sequences * 100, 3) == 3
+    assert num_thought(SPEC.max_sequences, None) == 24
+
+
 def test_an_end_token_inside_the_thought_closes_it_instead_of_answering_nothing() -> None:
     scheduler = Scheduler(ScriptedBackend({1: [21, EOS, 31, EOS]}))
     scheduler.submit(_sequence(1, thinking=_thinking()))
@@ -223,3 +241,24 @@ def test_the_loop_detector_leaves_lists_tables_and_short_runs_alone() -> None:
     assert not is_looping(table, len(table))
     assert is_looping([5] * 96, 96)
     assert is_looping(list(range(64)) * 4, 256)
+
+
+def test_the_loop_detector_sees_phrases_in_any_order_and_passages_said_a_third_time() -> None:
+    random = Random(1)
+    phrases = [[random.randrange(1000) for _ in range(24)] for _ in range(2)]
+    shuffled = [token for _ in range(20) for token in random.choice(phrases)]
+    assert is_looping(shuffled, 480) and not is_looping(shuffled[:128], 128)
+    passage = [random.randrange(1000) for _ in range(320)]
+    assert is_looping(passage * 3, 960)
+    assert not is_looping(passage * 2, 640)
+    rows = [token for n in range(64) for token in [*phrases[0], 2000 + n, *phrases[1][:4]]][:1600]
+    assert not is_looping(rows, 1600)
+
+
+def test_an_answer_that_repeats_the_drafts_of_its_thought_is_no_loop() -> None:
+    random = Random(2)
+    draft = [random.randrange(1000, 2000) for _ in range(140)]
+    scheduler = Scheduler(ScriptedBackend({1: [*draft, 5, *draft, 6, CLOSE, *draft, EOS]}))
+    scheduler.submit(_sequence(1, max_tokens=1000, thinking=_thinking()))
+    assert _run(scheduler)[1][-1].finish_reason is FinishReason.STOP
+    assert scheduler.totals.loop_closes == 0

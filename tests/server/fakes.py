@@ -13,6 +13,7 @@ from backends.sequence import CacheScope, FinishReason, SamplingParams, Thinking
 from backends.wire import TokenEvent
 from server.chat.service import ChatJob, ChatMessage, ChatResult, TextDelta
 from server.chat.template import Prompt
+from server.errors import Unsupported
 
 Item = TypeVar("Item")
 
@@ -172,6 +173,7 @@ class ScriptedStream(_Script[TextDelta]):
         self.place = place
         self.result = ChatResult(list(range(num_prompt_tokens)), job.sampling, "t" * 64)
         self.is_closed = False
+        self.can_answer_now, self.num_closes = True, 0
 
     def think(self, text: str) -> None:
         self.result.reasoning += text
@@ -190,6 +192,11 @@ class ScriptedStream(_Script[TextDelta]):
     def die(self, error: Exception | None = None) -> None:
         self.result.finish_reason = "error"
         self._items.put_nowait(error or EngineDied("killed by a test"))
+
+    def answer_now(self) -> None:
+        if not self.can_answer_now:
+            raise Unsupported("not here")
+        self.num_closes += 1
 
     def stop(self) -> None:
         self._items.put_nowait(None)

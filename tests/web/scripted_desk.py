@@ -50,6 +50,7 @@ class Desk:
     num_visitors: int = 0
     answering: bool = False
     stopped: bool = False
+    hurried: bool = False
     ids: Iterator[int] = field(default_factory=lambda: count(1))
 
     def reset(self) -> None:
@@ -90,7 +91,7 @@ async def play(desk: Desk) -> AsyncIterator[bytes]:
     for seconds, state in scene.waits:
         yield sse("state", state)
         for _ in range(int(seconds * 20)):
-            if not desk.stopped:
+            if not desk.stopped and not desk.hurried:
                 await asyncio.sleep(0.05)
     yield sse("state", {"state": "answering"})
     for start in range(0, len(scene.text), scene.piece):
@@ -175,8 +176,13 @@ def _conversation_routes(desk: Desk) -> APIRouter:
         if asked["client_message_id"] not in [each["client_message_id"] for each in desk.asked]:
             desk.store("user", asked["text"])
         desk.asked.append(asked)
-        desk.answering, desk.stopped = True, False
+        desk.answering, desk.stopped, desk.hurried = True, False, False
         return StreamingResponse(play(desk), media_type="text/event-stream")
+
+    @router.post("/{conversation_id}/answer_now", status_code=202)
+    async def answer_now(conversation_id: str) -> dict[str, object]:
+        desk.hurried = True
+        return {}
 
     @router.post("/{conversation_id}/stop", status_code=202)
     async def stop(conversation_id: str) -> dict[str, object]:

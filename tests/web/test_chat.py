@@ -56,6 +56,18 @@ def test_waiting_is_honest(page: Page, desk: Desk) -> None:
     expect(state).to_be_hidden()
 
 
+def test_a_long_thought_can_be_cut_short(page: Page, desk: Desk) -> None:
+    desk.scene.waits = ((12, {"state": "thinking", "can_answer_now": True}),)
+    ask(page)
+    button = last_answer(page).get_by_role("button", name="Answer now")
+    expect(last_answer(page).locator(".state")).to_have_text(re.compile(r"Thinking it through"))
+    expect(button).to_have_count(0)
+    expect(button).to_be_visible(timeout=8000)
+    button.click()
+    expect(button).to_have_count(0)
+    expect(last_answer(page).locator(".text")).to_contain_text("30 days")
+
+
 @pytest.mark.parametrize("by", ["button", "Escape"])
 def test_stop_keeps_what_was_said(page: Page, desk: Desk, by: str) -> None:
     desk.scene = SLOW

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.client import EngineClient
+from backends.mini.shop import Language
 from backends.protocol import EngineDied, EngineDown
 from backends.sequence import FinishReason, SamplingParams
 from backends.wire import TokenEvent
-from server.chat.service import ChatJob, ChatMessage, ChatResult, ChatService, CompletionJob, TextDelta
+from server.chat.service import BRIDGES, ChatJob, ChatMessage, ChatResult, ChatService, CompletionJob, TextDelta
 from server.effort import thinking_budget
 from server.errors import InvalidRequest
 from tests.server.fakes import SPEC, ByteTokenizer, ScriptedEngine, tokens
@@ -141,13 +142,34 @@ def test_a_budget_goes_before_an_effort_and_no_effort_means_no_budget() -> None:
     def budget(job: ChatJob) -> int | None:
         thinking = _submitted(job).submitted[0].thinking
         assert thinking is not None
-        assert thinking.close_ids == (10, 260, 10, 10)
         return thinking.budget
 
     assert budget(JOB) is None
     assert budget(replace(JOB, effort="low")) == 100
     assert budget(replace(JOB, effort="low", thinking_budget=7)) == 7
     assert budget(replace(JOB, effort="none")) == 0
+
+
+@pytest.mark.parametrize(("asked", "language"), [("How long do I have?", "en"), ("可以退货吗？", "zh")])
+def test_a_forced_close_is_a_sentence_in_the_customers_language(asked: str, language: Language) -> None:
+    job = replace(JOB, messages=(*ASK[:1], ChatMessage("user", asked)))
+    thinking, tight = (_submitted(each).submitted[0].thinking for each in (job, replace(job, sampling=SamplingParams(max_tokens=99))))
+    assert thinking is not None and tight is not None
+    assert bytes(i for i in thinking.close_ids if i < 256).decode() == BRIDGES[language] + "\n\n\n"
+    assert thinking.close_ids.count(260) == 1
+    assert tight.close_ids == (10, 260, 10, 10)
+
+
+def test_only_an_efforts_budget_may_shrink() -> None:
+    def least(job: ChatJob) -> int | None:
+        thinking = _submitted(job).submitted[0].thinking
+        assert thinking is not None
+        return thinking.least
+
+    assert least(replace(JOB, effort="high")) == thinking_budget("minimal", 400) > 0
+    assert least(replace(JOB, effort="none")) == 0
+    assert least(replace(JOB, effort="high", thinking_budget=300)) is None
+    assert least(JOB) is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from server.chat.service import ChatMessage
 from server.desk.desk import AnswerInProgress, Desk
 from server.desk.policy import FALLBACK, Policy
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Thinking
-from server.errors import InvalidRequest, ShuttingDown
+from server.errors import InvalidRequest, ShuttingDown, Unsupported
 from tests.server.fakes import SPEC, ScriptedChat, ScriptedStream
 
 pytestmark = pytest.mark.anyio
@@ -80,10 +80,9 @@ async def test_a_turn_is_told_step_by_step_and_kept_whole(
     events = await customer.ask("How long may I return it?")
     answer = answer_in(events)
     question, kept = await record.messages(customer.id)
-    assert (
-        events == [Accepted(question.id), Answering(), Delta("Thirty"), Delta(" days [1]"), Delta("."), Done(kept)]
-        or events[1] == Thinking()
-    )
+    assert events == [Accepted(question.id), Answering(), Delta("Thirty"), Delta(" days [1]"), Delta("."), Done(kept)] or events[
+        1
+    ] == Thinking(can_answer_now=True)
     assert answer == kept
     assert (kept.text, kept.status, kept.reply_to_id) == ("Thirty days [1].", "complete", question.id)
     assert [citation.passage_id for citation in kept.citations] == ["returns"]
@@ -134,7 +133,7 @@ async def test_the_customer_hears_their_place_then_thinking_then_the_answer(
     stream.say("Yes.")
     stream.end()
     told = [event for event in await asking if not isinstance(event, Accepted | Done)]
-    assert told == [Queued(3, 15), Queued(1, 5), Thinking(), Answering(), Delta("Yes.")]
+    assert told == [Queued(3, 15), Queued(1, 5), Thinking(can_answer_now=True), Answering(), Delta("Yes.")]
 
 
 async def test_an_idle_engine_has_no_queue_to_tell_of(chat: ScriptedChat, customer: Customer) -> None:
@@ -159,6 +158,23 @@ async def test_stop_keeps_what_was_said(desk: Desk, chat: ScriptedChat, customer
     assert (answer.text, answer.status) == ("First, ", "stopped")
     assert (await record.messages(customer.id))[-1] == answer
     await desk.stop(VISITOR, customer.id)
+
+
+async def test_the_customer_and_nobody_else_may_cut_the_thought_short(desk: Desk, chat: ScriptedChat, customer: Customer) -> None:
+    await desk.answer_now(VISITOR, customer.id)
+    asking = customer.asking("Hello?")
+    stream = await opened(chat)
+    with pytest.raises(NotFound):
+        await desk.answer_now("vis_b", customer.id)
+    assert stream.num_closes == 0
+    await desk.answer_now(VISITOR, customer.id)
+    assert stream.num_closes == 1
+    stream.can_answer_now = False
+    with pytest.raises(Unsupported):
+        await desk.answer_now(VISITOR, customer.id)
+    stream.say("Yes.")
+    stream.end()
+    assert answer_in(await asking).text == "Yes."
 
 
 async def test_stop_during_thinking_is_not_dressed_up_as_an_answer(desk: Desk, chat: ScriptedChat, customer: Customer) -> None:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.mini.shop import Language
-from server.desk.policy import CitationFilter, Policy, detect_language
+from server.desk.policy import CitationFilter, Policy
+from server.language import detect_language
 from tests.server.desk.conftest import SHOPS
 
 POLICY = Policy.of(SHOPS["en"], "en")

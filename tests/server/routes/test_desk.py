@@ -384,5 +384,6 @@ def test_every_route_says_who_may_call_it(app: FastAPI) -> None:
         "/desk/conversations/current": ["visitor"],
         "/desk/conversations/{conversation_id}/messages": ["visitor"],
         "/desk/conversations/{conversation_id}/stop": ["visitor"],
+        "/desk/conversations/{conversation_id}/answer_now": ["visitor"],
         "/desk/signals": ["visitor"],
     }

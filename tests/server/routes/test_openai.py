@@ -241,6 +241,31 @@ async def test_cancel_by_id_ends_the_stream_and_only_its_owner_can(make_app: Mak
             assert engine.open == []
 
 
+async def test_answer_now_closes_the_thought_of_an_open_completion(make_app: MakeApp, engine: ScriptedEngine) -> None:
+    with serving(make_app()) as url:
+        async with (
+            httpx.AsyncClient(base_url=url) as client,
+            client.stream("POST", "/v1/chat/completions", json=ASK | {"stream": True}) as reply,
+        ):
+            completion_id = json.loads((await anext(reply.aiter_lines()))[6:])["id"]
+            path = f"/v1/chat/completions/{completion_id}/control"
+            done = await client.post(path, json={"action": "answer_now"})
+            assert (done.status_code, done.json()) == (200, {"id": completion_id, "action": "answer_now"})
+            assert engine.submitted[0].num_closes == 1
+            for body in ({"action": "sing"}, {}, {"action": "answer_now", "more": 1}):
+                assert (await client.post(path, json=body)).status_code == 400
+            assert (await client.post("/v1/chat/completions/other/control", json={"action": "answer_now"})).status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_that_ends_without_a_word_is_no_success(client: httpx.AsyncClient, engine: ScriptedEngine, stream: bool) -> None:
+    engine.script = tokens("hm</think>\n\n")
+    reply = await client.post("/v1/chat/completions", json=ASK | {"stream": stream})
+    assert '"code":"empty_answer"' in reply.text
+    assert "[DONE]" not in reply.text
+    assert reply.status_code == (200 if stream else 502)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("said", ["", "hm", "hm</think>ok"], ids=["queued", "thinking", "answering"])
 async def test_hanging_up_frees_the_engine_within_a_second(make_app: MakeApp, engine: ScriptedEngine, stream: bool, said: str) -> None:

@@ -6,6 +6,7 @@ import { say } from "../helpers/strings.js";
 import { Feedback } from "./feedback.js";
 
 const QUIET_S = 3;
+const PATIENT_S = 8;
 
 export class Answer {
   node = clone("answer");
@@ -21,7 +22,8 @@ export class Answer {
     this.#view = new MarkdownView(part(this.node, "text"), (number) => this.#cite(number));
   }
 
-  wait({ state, place, eta_s: eta }) {
+  // `onNow` is called when the customer wants the answer at once; where a thought can be cut short, that is offered after a while.
+  wait({ state, place, eta_s: eta, can_answer_now: canAnswerNow }, onNow) {
     this.#stopClock();
     if (state === "queued") return this.#say(say(eta ? "queued_time" : "queued", { place, seconds: eta }));
     this.#say("");
@@ -30,6 +32,7 @@ export class Answer {
     this.#clock = setInterval(() => {
       const seconds = Math.floor((Date.now() - began) / 1000);
       if (seconds >= QUIET_S) this.#say(say("thinking", { seconds }));
+      if (seconds === PATIENT_S && canAnswerNow) this.#offerNow(onNow);
     }, 1000);
     return undefined;
   }
@@ -112,6 +115,15 @@ export class Answer {
     part(this.node, "ending").textContent = key && say(key);
   }
 
+  #offerNow(onNow) {
+    const button = clone("now");
+    button.addEventListener("click", () => {
+      button.remove();
+      onNow();
+    });
+    part(this.node, "state").append(button);
+  }
+
   #say(text) {
     part(this.node, "state-text").textContent = text;
   }
@@ -125,5 +137,6 @@ export class Answer {
 
   #stopClock() {
     clearInterval(this.#clock);
+    this.node.querySelector(".now")?.remove();
   }
 }

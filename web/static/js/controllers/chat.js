@@ -150,7 +150,7 @@ class Chat {
 
   #take(event, answer) {
     if (event.name === "accepted") this.#composer.forget();
-    if (event.name === "state") answer.wait(event);
+    if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
     if (event.name === "done") this.#announce(answer.finish(event.message, this.#desk));
     return event.message;
@@ -166,6 +166,11 @@ class Chat {
       await this.#startOver();
       return this.#composer.fill(message.text);
     });
+  }
+
+  #answerNow() {
+    this.#orNotice(this.#desk.answerNow(this.#conversationId));
+    this.#composer.focus();
   }
 
   #stop() {

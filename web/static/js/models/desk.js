@@ -67,6 +67,10 @@ export class Desk {
     await this.#request("POST", `/desk/conversations/${conversationId}/stop`, {});
   }
 
+  async answerNow(conversationId) {
+    await this.#request("POST", `/desk/conversations/${conversationId}/answer_now`, {});
+  }
+
   // Resolves once the signal is on disk; the same idempotency key again is the same signal.
   async signal(signal) {
     await this.#request("POST", "/desk/signals", signal);
