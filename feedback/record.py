@@ -78,22 +78,22 @@ class Completion:
     finish_reason: str
     content: str
     reasoning: str
-    prompt_token_ids: list[int]
-    completion_token_ids: list[int]
-    logprobs: list[float | None]
+    prompt_token_ids: list[int] | None
+    completion_token_ids: list[int] | None
+    logprobs: list[float | None] | None
     sampling: dict[str, object]
     seed: int
     model: str
-    model_sha256: str
-    quantization: str
+    model_sha256: str | None
+    quantization: str | None
     engine: str
     engine_version: str
     adapter: str | None
-    template_sha256: str
+    template_sha256: str | None
     policy_version: str
     knowledge_version: str
-    num_cached_tokens: int
-    num_reasoning_tokens: int
+    num_cached_tokens: int | None
+    num_reasoning_tokens: int | None
     forced_close: bool
     ttft_ms: float | None
     first_answer_ms: float | None

@@ -94,6 +94,7 @@ message = Table(
     UniqueConstraint("conversation_id", "client_message_id"),
 )
 
+# Of an answer that an upstream gave, the columns that may be NULL hold what it told.
 completion = Table(
     "completion",
     metadata,
@@ -104,22 +105,22 @@ completion = Table(
     Column("finish_reason", String(16), nullable=False),
     Column("content", Words, nullable=False),  # as generated; message.text is as shown
     Column("reasoning", Words, nullable=False),
-    Column("prompt_token_ids", TokenIds, nullable=False),
-    Column("completion_token_ids", TokenIds, nullable=False),
-    Column("logprobs", Logprobs, nullable=False),
+    Column("prompt_token_ids", TokenIds),
+    Column("completion_token_ids", TokenIds),
+    Column("logprobs", Logprobs),
     Column("sampling", JSON, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("model", String(200), nullable=False),
-    Column("model_sha256", String(64), nullable=False),
-    Column("quantization", String(40), nullable=False),
+    Column("model_sha256", String(64)),
+    Column("quantization", String(40)),
     Column("engine", String(40), nullable=False),
     Column("engine_version", String(40), nullable=False),
     Column("adapter", String(64)),
-    Column("template_sha256", String(64), nullable=False),
+    Column("template_sha256", String(64)),
     Column("policy_version", String(64), nullable=False),
     Column("knowledge_version", String(64), nullable=False),
-    Column("num_cached_tokens", Integer, nullable=False),
-    Column("num_reasoning_tokens", Integer, nullable=False),
+    Column("num_cached_tokens", Integer),
+    Column("num_reasoning_tokens", Integer),
     Column("forced_close", Boolean, nullable=False),
     Column("ttft_ms", Float),
     Column("first_answer_ms", Float),

@@ -15,12 +15,14 @@ from backends.mini.shop import Language, load_shop
 from backends.protocol import EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
 from backends.sequence import SamplingParams
 from backends.supervisor import Supervisor
+from backends.upstream import UpstreamClient
 from feedback.database import Database
 from feedback.record import Record
 from feedback.signals import Signals
 from server.auth import KeyRing
 from server.awake import Awake, SleepWatch, caffeinate
 from server.chat.service import DEFAULT_SAMPLING, ChatService
+from server.chat.upstream import UpstreamChat
 from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.desk.visitors import Visitors
@@ -31,7 +33,7 @@ from server.routes.desk import DeskLimits, desk_router
 from server.routes.health import health_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
-from server.settings import EngineSettings, Settings
+from server.settings import EngineSettings, Settings, UpstreamSettings
 
 log = logging.getLogger("kefu.app")
 
@@ -54,12 +56,22 @@ class App:
 
 
 def create_app(
-    settings: Settings, supervisor: Supervisor, read_tokenizer: Callable[[], Tokenizer], sampling: SamplingParams = DEFAULT_SAMPLING
+    settings: Settings,
+    supervisor: Supervisor | UpstreamClient,
+    read_tokenizer: Callable[[], Tokenizer] | None,
+    sampling: SamplingParams = DEFAULT_SAMPLING,
 ) -> App:
-    """Everything but a socket; `read_tokenizer` is called once the model is loaded. Raises RecordUnavailable for an unusable folder."""
+    """Everything but a socket; `read_tokenizer` is called once the model is loaded, and only an upstream needs none.
+
+    Raises RecordUnavailable for an unusable folder.
+    """
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
-    chat = ChatService(engine, read_tokenizer, metrics.observe_result, sampling)
+    if isinstance(engine, UpstreamClient):
+        chat: ChatService = UpstreamChat(engine, metrics.observe_result, opens_thought=settings.upstream.opens_thought)
+    else:
+        assert read_tokenizer is not None
+        chat = ChatService(engine, read_tokenizer, metrics.observe_result, sampling)
     database = Database.open(settings.database_url, settings.data_dir)
     shops = {language: load_shop(language) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
@@ -110,7 +122,13 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
     )
 
 
-async def _watch(engine: EngineClient, warm: Callable[[], None], broken: list[str]) -> None:
+def make_upstream(settings: UpstreamSettings) -> UpstreamClient:
+    """The client of another server."""
+    key = settings.api_key.get_secret_value()
+    return UpstreamClient(settings.base_url, key, settings.model, settings.context_length, settings.timeout_s)
+
+
+async def _watch(engine: EngineClient | UpstreamClient, warm: Callable[[], None], broken: list[str]) -> None:
     """Warm each newly loaded engine; report one that never loaded and will not, and a model whose template or words cannot be used."""
     warmed: ModelSpec | None = None
     while True:
@@ -125,7 +143,7 @@ async def _watch(engine: EngineClient, warm: Callable[[], None], broken: list[st
         await asyncio.sleep(WATCH_EVERY_S)
 
 
-async def watch_sleep(chat: ChatService, engine: EngineClient, awake: Awake, clock: SleepWatch | None = None) -> None:
+async def watch_sleep(chat: ChatService, engine: EngineClient | UpstreamClient, awake: Awake, clock: SleepWatch | None = None) -> None:
     """Keep the machine awake while answers are open. After it slept all the same, end them with the reason and prove the engine anew."""
     clock = clock or SleepWatch()
     async with awake:

@@ -172,22 +172,25 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
     from backends.protocol import ModelLoadError
     from backends.supervisor import Supervisor
     from feedback.database import RecordUnavailable
-    from server.app import create_app, engine_options
+    from server.app import create_app, engine_options, make_upstream
     from server.chat.service import DEFAULT_SAMPLING
     from server.serving import make_server
 
     options = engine_options(chosen.engine)
     options = replace(options, name=chosen.name or options.name)
     try:
-        check_gguf(Path(options.path))
-        supervisor = Supervisor(options, settings.engine.max_waiting)
-        app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
+        if url_there := settings.upstream.base_url:
+            app = create_app(settings, make_upstream(settings.upstream), None)
+        else:
+            check_gguf(Path(options.path))
+            supervisor = Supervisor(options, settings.engine.max_waiting)
+            app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
     except ModelLoadError as error:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:
         _fail(f"{error}. Choose another folder with --data-dir, or free this one.", EXIT_BROKEN)
     server = make_server(app, settings.server)
-    out.print(f"kefu answers at {url} (API: {url}/v1) with {options.name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
+    out.print(f"kefu answers at {url} (API: {url}/v1) with {url_there or options.name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
     server.run(sockets=sockets)
     if app.broken:
         _fail(f"{app.broken[0]}. {ADVICE}", EXIT_BROKEN)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 import feedback.record
 from backends.protocol import ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError
+from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
 from feedback.database import RecordUnavailable
 from feedback.signals import KeyReused
 
@@ -101,6 +102,10 @@ STATUS: dict[type[Exception], Row] = {
     EngineBusy: Row(503, _SERVER, "queue_full"),
     EngineDown: Row(503, _SERVER, "engine_down"),
     EngineDied: Row(503, _SERVER, "engine_died", "the engine stopped while it worked on this request; please try again"),
+    UpstreamRefused: Row(400, _REQUEST, "upstream_refused"),
+    UpstreamBusy: Row(429, "rate_limit_error", "queue_full"),
+    UpstreamError: Row(502, _SERVER, "upstream_failed"),
+    UpstreamTimeout: Row(504, _SERVER, "upstream_timeout"),
     EmptyAnswer: Row(502, _SERVER, "empty_answer"),
     ShuttingDown: Row(503, _SERVER, "shutting_down"),
     RecordUnavailable: Row(507, _SERVER, "record_unavailable", "this cannot be stored at the moment; please try again later"),

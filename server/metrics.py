@@ -53,10 +53,10 @@ class Metrics:
     def observe_result(self, result: ChatResult) -> None:
         """Count one answer; what was made before it was cut off counts too."""
         self._answers.labels(result.finish_reason).inc()
-        self._prompt.inc(len(result.prompt_token_ids))
-        self._cached.inc(result.num_cached)
-        self._completion.inc(len(result.completion_token_ids))
-        self._reasoning.inc(result.num_reasoning_tokens)
+        self._prompt.inc(result.num_prompt_tokens or 0)
+        self._cached.inc(result.num_cached or 0)
+        self._completion.inc(result.num_completion_tokens or 0)
+        self._reasoning.inc(result.num_reasoning_tokens or 0)
         if result.ttft_ms is not None:
             self._ttft.observe(result.ttft_ms / 1000)
         if result.first_answer_ms is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -86,6 +86,17 @@ class ModelsSettings(_Branch):
     stall_s: float = Field(30.0, gt=0, description="A download that is silent for this long is asked again.")
 
 
+class UpstreamSettings(_Branch):
+    """Another server that gives the answers."""
+
+    base_url: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="An OpenAI-compatible server; with it no engine is started.")
+    api_key: SecretStr = Field(SecretStr(""), description="Its key: set KEFU_UPSTREAM__API_KEY rather than writing it into a file.")
+    model: str = Field("", max_length=200, description="The model to ask it for; empty means the first that it lists.")
+    context_length: int = Field(0, ge=0, description="Tokens that one conversation may hold there; 0 means what it tells, or 8192.")
+    timeout_s: float = Field(120.0, gt=0, description="It may be silent for this long.")
+    opens_thought: bool = Field(False, description="Its model begins in a thought (QwQ does) and it does not part thoughts from answers.")
+
+
 class DeskSettings(_Branch):
     """The support chat."""
 
@@ -113,6 +124,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     engine: EngineSettings = EngineSettings()
     models: ModelsSettings = ModelsSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
     desk: DeskSettings = DeskSettings()
     data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")
     database_url: str = Field("", description="postgresql://user:password@host/name; without it a SQLite file in data_dir.", repr=False)
@@ -142,6 +154,8 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         raise BadSettings(_sentence(error)) from None
     except (SettingsError, ValueError) as error:
         raise BadSettings(f"the settings cannot be read: {type(error).__name__}") from None
+    if settings.upstream.base_url and settings.engine.model:
+        raise BadSettings("set engine.model or upstream.base_url, not both: an upstream brings its own model")
     if not is_loopback(settings.server.host) and not settings.server.api_keys:
         raise BadSettings(f"listening on {settings.server.host} needs an API key in server.api_keys; make one with `kefu key new`")
     return settings

@@ -87,7 +87,7 @@ class EventStream(Response):
             self._is_silent = True
 
         try:
-            first = await anext(self._chunks)
+            first = await until_hang_up(receive, self._first())
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await self._send(send, first)
             await until_hang_up(receive, self._send_all(send), look)
@@ -98,6 +98,9 @@ class EventStream(Response):
             await self._chunks.aclose()
             if self._on_end is not None:
                 self._on_end()
+
+    async def _first(self) -> bytes:
+        return await anext(self._chunks)
 
     async def _send_all(self, send: Send) -> None:
         async for chunk in self._chunks:

@@ -95,16 +95,20 @@ class TokenSplitter(_Rule):
 
 
 class TextSplitter(_Rule):
-    """For models whose vocabulary spells the tags out of several tokens: the same rule, on text."""
+    """For models whose vocabulary spells the tags out of several tokens: the same rule, on text. Without a vocabulary, only `split`."""
 
-    def __init__(self, vocabulary: Vocabulary, state: ThoughtState) -> None:
+    def __init__(self, vocabulary: Vocabulary | None, state: ThoughtState) -> None:
         super().__init__(state)
-        self._detokenizer = Detokenizer(vocabulary)
+        self._detokenizer = Detokenizer(vocabulary) if vocabulary else None
         self._finder = StopFinder((OPEN, CLOSE))
 
     def push(self, token_id: int) -> Sequence[Piece]:
         self.num_reasoning_tokens += self.state is ThoughtState.THINKING
-        pieces = [self._piece(self._finder.push(self._detokenizer.push(token_id)))]
+        return self.split(self._detokenizer.push(token_id)) if self._detokenizer else ()
+
+    def split(self, text: str) -> Sequence[Piece]:
+        """What is certain now that this text has come."""
+        pieces = [self._piece(self._finder.push(text))]
         while self._finder.found:
             tag, rest = self._finder.found, self._finder.rest
             self._finder = StopFinder((OPEN, CLOSE))

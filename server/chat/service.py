@@ -49,7 +49,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChatJob:
-    """One answer to give. `thinking_budget` in tokens goes before `effort`; `max_tokens` 0 means what the context has left."""
+    """One answer to give. `thinking_budget` in tokens goes before `effort`; `max_tokens` 0 means what the context has left.
+
+    `session` tells the conversations of one private scope apart.
+    """
 
     messages: tuple[ChatMessage, ...]
     sampling: SamplingParams
@@ -58,8 +61,14 @@ class ChatJob:
     thinking_budget: int | None = None
     scope_public: str = ""
     scope_private: str = ""
+    session: str = ""
     logprobs: bool = False
     completion_id: str | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """No thought is wanted."""
+        return self.effort == "none" if self.thinking_budget is None else self.thinking_budget == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +137,20 @@ class ChatService:
 
         Raises InvalidRequest, ContextTooLong, EngineBusy or EngineDown.
         """
-        stream = self._open_chat(job) if isinstance(job, ChatJob) else self._open_text(job)
+        stream = self._open(job)
         self._streams[stream.completion_id] = stream
         stream.on_end = self._close
         return stream
 
+    def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None) -> int:
+        """How long the prompt for the next answer is. Raises InvalidRequest."""
+        return len(self.template.render(messages, effort).token_ids)
+
+    def _open(self, job: ChatJob | CompletionJob) -> ChatStream:
+        return self._open_chat(job) if isinstance(job, ChatJob) else self._open_text(job)
+
     def _open_chat(self, job: ChatJob) -> ChatStream:
-        is_silent = job.effort == "none" if job.thinking_budget is None else job.thinking_budget == 0
-        prompt = self.template.render(job.messages, "none" if is_silent else None)
+        prompt = self.template.render(job.messages, "none" if job.is_silent else None)
         sampling = self._fit(job.sampling, len(prompt.token_ids))
         thinking = self._thinking(job, sampling, starts_open=prompt.thinking_open)
         tokens = self._engine.submit(
@@ -146,7 +161,7 @@ class ChatService:
             reuse_output=not self.template.thinks,
         )
         opened = ThoughtState.THINKING if prompt.thinking_open else ThoughtState.UNDECIDED
-        splitter = self._splitter(ThoughtState.ANSWERING if is_silent else opened)
+        splitter = self._splitter(ThoughtState.ANSWERING if job.is_silent else opened)
         text = TextAssembler(self.vocabulary, splitter, job.stop, wants_logprobs=job.logprobs)
         result = ChatResult(prompt.token_ids, sampling, self.template.sha256)
         stream = ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)

@@ -2,16 +2,17 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from backends.protocol import EngineError
 from backends.sequence import FinishReason, SamplingParams
+from backends.upstream import TextEvent
 from backends.wire import TokenEvent
 from server.chat.detokenizer import Vocabulary
-from server.chat.reasoning import Channel, Splitter
+from server.chat.reasoning import Channel, Piece, Splitter
 from server.chat.stops import StopFinder
 from server.errors import Unsupported
 
@@ -45,18 +46,23 @@ class TextDelta:
 
 @dataclass(slots=True)
 class ChatResult:
-    """What an answer was in the end: everything a later training round needs. Times are milliseconds since it was asked for."""
+    """What an answer was in the end: everything a later training round needs. Times are milliseconds since it was asked for.
 
-    prompt_token_ids: list[int]
+    An answer from an upstream has no token ids; of what is None there, nothing was told.
+    """
+
+    prompt_token_ids: list[int] | None
     sampling: SamplingParams
-    template_sha256: str
+    template_sha256: str | None
     finish_reason: Finish = "abort"
     reasoning: str = ""
     content: str = ""
-    completion_token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
-    num_cached: int = 0
-    num_reasoning_tokens: int = 0
+    completion_token_ids: list[int] | None = field(default_factory=list)
+    logprobs: list[float | None] | None = field(default_factory=list)
+    num_prompt_tokens: int | None = None
+    num_completion_tokens: int | None = None
+    num_cached: int | None = 0
+    num_reasoning_tokens: int | None = 0
     ttft_ms: float | None = None
     first_answer_ms: float | None = None
     total_ms: float = 0.0
@@ -64,28 +70,30 @@ class ChatResult:
     @property
     def forced_close(self) -> bool:
         """Only the tokens of a forced close were not sampled, so only they have no log probability."""
-        return None in self.logprobs
+        return None in (self.logprobs or ())
 
 
 class Tokens(Protocol):
-    """The engine's events for one sequence: lists, each with everything since the last look. Ends after `abort`."""
+    """The events of one answer, tokens or an upstream's text: lists, each with everything since the last look. Ends after `abort`."""
 
     @property
     def place(self) -> int: ...
     def close_thought(self) -> None: ...
     def abort(self) -> None: ...
-    async def __anext__(self) -> list[TokenEvent]: ...
+    async def __anext__(self) -> Sequence[TokenEvent | TextEvent]: ...
 
 
 class TextAssembler:
     """Tokens to text: channels, then stop strings on the content alone; a thought may mention one without ending."""
 
-    def __init__(self, vocabulary: Vocabulary, splitter: Splitter, stops: Sequence[str] = (), *, wants_logprobs: bool = False) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary | None, splitter: Splitter, stops: Sequence[str] = (), *, wants_logprobs: bool = False
+    ) -> None:
         self.reasoning: list[str] = []
         self.content: list[str] = []
         self._splitter = splitter
         self._stops = StopFinder(stops)
-        self._ledger = LogprobLedger(vocabulary) if wants_logprobs else None
+        self._ledger = LogprobLedger(vocabulary) if wants_logprobs and vocabulary else None
         self._num_taken = [0, 0]
 
     @property
@@ -106,15 +114,18 @@ class TextAssembler:
                     self._ledger.enter(event, text)
                 self.content.append(self._stops.push(text))
 
-    def finish(self) -> None:
-        """Nothing more will come: what was held back is text after all."""
-        if self.is_stopped:
-            return
-        for channel, text in self._splitter.flush():
+    def add(self, pieces: Iterable[Piece]) -> None:
+        """Add text whose channel is known."""
+        for channel, text in pieces:
             if channel == "reasoning":
                 self.reasoning.append(text)
-            else:
+            elif not self.is_stopped:
                 self.content.append(self._stops.push(text))
+
+    def finish(self) -> None:
+        """Nothing more will come: what was held back is text after all."""
+        if not self.is_stopped:
+            self.add(self._splitter.flush())
         if not self.is_stopped:
             self.content.append(self._stops.flush())
 
@@ -199,6 +210,11 @@ class ChatStream:
         self._error = error
         self._tokens.abort()
 
+    async def opened(self) -> None:
+        """Return when the answer is certain to begin; here that is at once. Raises the EngineError that an upstream refused with."""
+        if self.result.prompt_token_ids is None:
+            await self._advance()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -239,24 +255,37 @@ class ChatStream:
         if self._ready and self.result.first_answer_ms is None and self._ready[-1].channel == "content":
             self.result.first_answer_ms = self._elapsed_ms()
 
-    def _absorb(self, events: list[TokenEvent]) -> Finish | None:
+    def _absorb(self, events: Sequence[TokenEvent | TextEvent]) -> Finish | None:
         """Take the events in; the reason when the answer is over."""
-        result, text = self.result, self._text
         for event in events:
-            if event.num_cached >= 0:
-                result.num_cached = event.num_cached
-            if event.token_id >= 0:
-                if result.ttft_ms is None:
-                    result.ttft_ms = self._elapsed_ms()
-                result.completion_token_ids.append(event.token_id)
-                result.logprobs.append(event.logprob)
-                text.push(event)
-                if text.is_stopped:
-                    self._tokens.abort()
-                    return "stop"
+            has_more = self._relay(event) if isinstance(event, TextEvent) else self._take(event)
+            if has_more and self.result.ttft_ms is None:
+                self.result.ttft_ms = self._elapsed_ms()
+            if self._text.is_stopped:
+                self._tokens.abort()
+                return "stop"
             if event.finish_reason is not None:
                 return FINISH[event.finish_reason]
         return None
+
+    def _take(self, event: TokenEvent) -> bool:
+        """Whether it held a token."""
+        result = self.result
+        if event.num_cached >= 0:
+            result.num_cached = event.num_cached
+        if event.token_id < 0 or result.completion_token_ids is None or result.logprobs is None:
+            return False
+        result.completion_token_ids.append(event.token_id)
+        result.logprobs.append(event.logprob)
+        self._text.push(event)
+        return True
+
+    def _relay(self, event: TextEvent) -> bool:
+        """Whether it held text."""
+        for name, number in (event.counted or {}).items():
+            setattr(self.result, name, number)
+        self._text.add(event.pieces)
+        return any(text for _, text in event.pieces)
 
     def _end(self, finish: Finish) -> None:
         if self._is_over:
@@ -267,7 +296,9 @@ class ChatStream:
         result = self.result
         result.finish_reason = finish
         result.reasoning, result.content = "".join(self._text.reasoning), "".join(self._text.content)
-        result.num_reasoning_tokens = self._text.num_reasoning_tokens
+        if result.prompt_token_ids is not None and result.completion_token_ids is not None:
+            result.num_prompt_tokens, result.num_completion_tokens = len(result.prompt_token_ids), len(result.completion_token_ids)
+            result.num_reasoning_tokens = self._text.num_reasoning_tokens
         result.total_ms = self._elapsed_ms()
         self.on_end(self)
 

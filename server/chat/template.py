@@ -109,7 +109,7 @@ class ChatTemplate:
         raise InvalidRequest("these messages use every private character there is", param="messages")
 
     def _render_text(self, messages: Sequence[ChatMessage], fence: str) -> str:
-        turns = [{"role": _template_role(each.role), "content": self._fenced(_visible(each), fence)} for each in messages]
+        turns = [{"role": _template_role(each.role), "content": self._fenced(visible(each), fence)} for each in messages]
         bos, eos = self._tokenizer.bos_text, self._tokenizer.eos_text
         return self._renderer.render(messages=turns, add_generation_prompt=True, bos_token=bos, eos_token=eos, tools=None)
 
@@ -133,7 +133,7 @@ def _template_role(role: Role) -> str:
     return "system" if role == "developer" else role
 
 
-def _visible(message: ChatMessage) -> str:
+def visible(message: ChatMessage) -> str:
     """What of a turn is sent again: of an answer, never the thought."""
     if message.role != "assistant":
         return message.content

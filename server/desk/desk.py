@@ -173,7 +173,7 @@ class Desk:
         first = min(self._windows.get(conversation_id, 0), len(turns) - 1)
         while True:
             messages = (ChatMessage("system", policy.system), *(message for turn in turns[first:] for message in turn))
-            num_tokens = len(self._chat.template.render(messages, self._settings.effort).token_ids)
+            num_tokens = self._chat.count_tokens(messages, self._settings.effort)
             if num_tokens <= room or first == len(turns) - 1:
                 return Prompt(messages, max(1, min(self._settings.max_answer_tokens, limit - num_tokens)))
             first = _later(turns, first, (1 - WINDOW_SHARE * room / num_tokens) * _num_chars(messages))

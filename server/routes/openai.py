@@ -110,6 +110,7 @@ class _Answers:
         """What is refused is raised before the first chunk; what fails later ends the stream with an error and without [DONE]."""
         with self._in_flight.held(key_id):
             async with self._chat.open(job) as stream:
+                await stream.opened()
                 chunks = (wire.ChatChunks if isinstance(job, ChatJob) else wire.TextChunks)(
                     _completion(job, stream, self._chat.spec), counts_usage=counts_usage
                 )
@@ -123,8 +124,8 @@ class _Answers:
                     return
                 self._warm(job, stream)
                 yield chunks.end(FINISH[stream.result.finish_reason])
-                if counts_usage:
-                    yield chunks.counts(_usage(stream))
+                if counts_usage and (usage := _usage(stream)):
+                    yield chunks.counts(usage)
                 yield wire.DONE
 
     def _warm(self, job: Job, stream: ChatStream) -> None:
@@ -144,6 +145,7 @@ def _chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService) -> C
         thinking_budget=asked.thinking_budget,
         scope_public=key_id,
         scope_private=f"{key_id}\x00{asked.conversation}",
+        session=next((message.text for message in asked.messages if message.role == "user"), ""),
         logprobs=bool(asked.logprobs),
     )
 
@@ -208,9 +210,14 @@ def _logprobs(entries: Sequence[TokenLogprob]) -> wire.Logprobs:
     return wire.Logprobs([wire.logprob_entry(entry.data, entry.logprob, entry.top) for entry in entries])
 
 
-def _usage(stream: ChatStream) -> wire.Usage:
+def _usage(stream: ChatStream) -> wire.Usage | None:
+    """None when an upstream did not count."""
     result = stream.result
-    return wire.count_usage(len(result.prompt_token_ids), len(result.completion_token_ids), result.num_cached, result.num_reasoning_tokens)
+    if result.num_prompt_tokens is None or result.num_completion_tokens is None:
+        return None
+    return wire.count_usage(
+        result.num_prompt_tokens, result.num_completion_tokens, result.num_cached or 0, result.num_reasoning_tokens or 0
+    )
 
 
 def _model(spec: ModelSpec, started_at: int) -> wire.Model:

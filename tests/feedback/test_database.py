@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import alembic.command
 import alembic.op
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from feedback.database import Database, RecordUnavailable
 from feedback.record import Record
 from feedback.signals import Signals, Thumb
-from feedback.tables import metadata
+from feedback.tables import completion, metadata
 from tests.feedback.conftest import answered
 from tests.feedback.voter import vote_forever
 
@@ -208,6 +210,23 @@ async def test_opening_again_changes_nothing(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         assert await database.read(num_visitors) == 1
     assert rows(tmp_path / "kefu.db", "SELECT sql FROM sqlite_master") == before
+
+
+@pytest.mark.anyio
+async def test_an_older_database_keeps_its_answers_and_takes_those_of_an_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        with opened(tmp_path) as database:
+            old = await answered(Record(database))
+            with pytest.raises(IntegrityError):
+                await answered(Record(database), prompt_token_ids=None)
+    with opened(tmp_path) as database:
+        untold = await answered(Record(database), prompt_token_ids=None, completion_token_ids=None, logprobs=None, template_sha256=None)
+        kept = {row.id: row for row in await database.read(lambda connection: connection.execute(select(completion)).all())}
+        assert not await database.read(lambda connection: connection.execute(text("PRAGMA foreign_key_check")).all())
+    assert (kept[old].prompt_token_ids, kept[old].logprobs, kept[old].model_sha256) == ([1, 2, 151_645], [-0.5, None], "0" * 64)
+    assert (kept[untold].prompt_token_ids, kept[untold].logprobs, kept[untold].template_sha256) == (None, None, None)
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

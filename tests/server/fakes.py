@@ -227,6 +227,9 @@ class ScriptedChat:
     warmed: list[tuple[tuple[ChatMessage, ...], str, str]] = field(default_factory=list)
     template: CountingTemplate = field(default_factory=CountingTemplate)
 
+    def count_tokens(self, messages: Sequence[ChatMessage], effort: str | None) -> int:
+        return len(self.template.render(messages, effort).token_ids)
+
     def default_sampling(self) -> SamplingParams:
         return SamplingParams()
 

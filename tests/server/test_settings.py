@@ -38,6 +38,8 @@ def test_the_command_line_goes_before_variables_before_the_file(clean: Path, mon
         ("KEFU_PORT", "1", "KEFU_PORT"),
         ("KEFU_SERVER__API_KEYS", "secret", "server.api_keys"),
         ("KEFU_DESK__EFFORT", "secret", "desk.effort"),
+        ("KEFU_UPSTREAM__BASE_URL", "ftp://secret", "upstream.base_url"),
+        ("KEFU_UPSTREAM__BASE_URL", "http://me:secret@gpu-box/v1", "upstream.base_url"),
         ("KEFU_SERVER", "{secret", "cannot be read"),
     ],
 )
@@ -48,6 +50,16 @@ def test_a_mistake_is_one_sentence_without_the_value(name: str, value: str, said
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_upstreams_key_is_shown_nowhere_and_its_model_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEFU_UPSTREAM__BASE_URL", "http://gpu-box:8000/v1")
+    monkeypatch.setenv("KEFU_UPSTREAM__API_KEY", "secret")
+    settings = load_settings()
+    assert settings.upstream.api_key.get_secret_value() == "secret"
+    assert "secret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    with pytest.raises(BadSettings, match="not both"):
+        load_settings({"engine": {"model": "a.gguf"}})
 
 
 def test_an_unreadable_file_and_an_unknown_key_in_it_are_refused(clean: Path) -> None:

@@ -247,7 +247,8 @@ async def test_answer_now_closes_the_thought_of_an_open_completion(make_app: Mak
             httpx.AsyncClient(base_url=url) as client,
             client.stream("POST", "/v1/chat/completions", json=ASK | {"stream": True}) as reply,
         ):
-            completion_id = json.loads((await anext(reply.aiter_lines()))[6:])["id"]
+            lines = reply.aiter_lines()
+            completion_id = json.loads((await anext(lines))[6:])["id"]
             path = f"/v1/chat/completions/{completion_id}/control"
             done = await client.post(path, json={"action": "answer_now"})
             assert (done.status_code, done.json()) == (200, {"id": completion_id, "action": "answer_now"})

@@ -29,10 +29,13 @@ export class Answer {
     this.#say("");
     if (state !== "thinking") return undefined;
     const began = Date.now();
+    let isOffered = !canAnswerNow;
     this.#clock = setInterval(() => {
       const seconds = Math.floor((Date.now() - began) / 1000);
       if (seconds >= QUIET_S) this.#say(say("thinking", { seconds }));
-      if (seconds === PATIENT_S && canAnswerNow) this.#offerNow(onNow);
+      if (seconds < PATIENT_S || isOffered) return;
+      isOffered = true;
+      this.#offerNow(onNow);
     }, 1000);
     return undefined;
   }

@@ -22,6 +22,8 @@ const PROBLEM_BY_CODE = {
   engine_down: "down",
   queue_full: "busy",
   shutting_down: "down",
+  upstream_failed: "down",
+  upstream_timeout: "down",
 };
 const PROBLEM_BY_STATUS = { 401: "gone", 404: "gone", 429: "too_fast", 503: "down" };
 const problemOf = (status, code) => PROBLEM_BY_CODE[code] ?? PROBLEM_BY_STATUS[status] ?? "server";
