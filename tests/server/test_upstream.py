@@ -95,7 +95,7 @@ def stranger() -> Stranger:
 
 @pytest.fixture
 def kefu(stranger: Stranger, tmp_path: Path) -> Iterator[httpx.Client]:
-    with serving(stranger.app()) as url, relaying(f"{url}/v1", tmp_path, model="big", api_key=SECRET, timeout_s=0.6) as client:
+    with serving(stranger.app()) as url, relaying(f"{url}/v1", tmp_path, model="big", api_key=SECRET, timeout_s=2.5) as client:
         until(lambda: client.get("/health/ready").status_code == 200)
         yield client
 
