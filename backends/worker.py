@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from backends.protocol import Backend, EngineOptions, ModelLoadError
+from backends.registry import make_backend
 from backends.scheduler import Scheduler
 from backends.sequence import Priority, SamplingParams, Sequence
 from backends.wire import (
@@ -32,13 +33,6 @@ from backends.wire import (
 BEAT_EVERY_S = 0.5
 RECEIVE_BYTES = 1 << 20
 LOAD_FAILED_EXIT = 3
-
-
-def make_backend(options: EngineOptions) -> Backend:
-    """Build the backend on the calling thread, which must be the one that steps it."""
-    from backends.llamacpp.backend import LlamaBackend
-
-    return LlamaBackend(options)
 
 
 class Worker:

@@ -1,0 +1,148 @@
+"""The MLX backend: continuous batching over per-sequence caches, chunked prefill, prefixes copied from a store."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.mlx.model import BrokenOff, Caches, MlxModel
+from backends.mlx.store import PrefixStore, cut, paste
+from backends.pacing import HEADROOM_TOKENS, MIN_CHUNK, MIN_SHARED_WAIT, Pace
+from backends.prefix_tree import PrefixTree
+from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
+from backends.sampling import choose
+from backends.sequence import Sequence
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A running sequence and its caches."""
+
+    seq: Sequence
+    caches: Caches
+
+
+class MlxBackend:
+    """One loaded model folder behind the seam. See `Backend` for the contract.
+
+    A sequence owns its KV while it runs; a prefix that others hold is copied in. Room counts the tokens of all running sequences and all
+    kept prefixes.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self._model = MlxModel(options)
+        self.spec = self._model.spec
+        self._pace = Pace(options.batch_tokens)
+        self._store = PrefixStore()
+        self._running = PrefixTree()
+        self._runs: dict[int, _Run] = {}
+        self._must_break_off: Callable[[], bool] = lambda: False
+
+    def admission(self, seq: Sequence) -> Admission:
+        if len(self._runs) >= self.spec.max_sequences:
+            return Admission.FULL
+        tokens = tuple(seq.token_ids[:-1])
+        have = max(self._store.match(tokens, seq.scope).length, self._running.match(tokens, seq.scope).length)
+        if self._running.announced(tokens, seq.scope) - have > MIN_SHARED_WAIT:
+            return Admission.WAIT
+        if len(seq.token_ids) + HEADROOM_TOKENS * len(self._runs) > self.spec.num_kv_tokens - self._num_running_tokens:
+            return Admission.FULL
+        if self._grown_bytes(seq) <= self._model.memory_left + self._store.num_tokens * self._model.kv_token_bytes:
+            return Admission.YES
+        return Admission.FULL if self._runs else Admission.REFUSED
+
+    def start(self, seq: Sequence) -> int:
+        # One prompt token stays out of the cache: sampling needs its logits.
+        tokens = tuple(seq.token_ids)
+        kept = self._store.match(tokens[:-1], seq.scope)
+        running = self._running.match(tokens[:-1], seq.scope)
+        seq.num_computed = max(kept.length, running.length)
+        run = _Run(seq, self._model.new_caches())
+        if running.handle is not None and running.length > kept.length:
+            paste(run.caches, [cut(self._runs[running.handle].caches, 0, running.length)])
+        elif kept.length:
+            paste(run.caches, self._store.pieces(kept))
+        self._store.touch(kept)
+        while len(self._store) and self._grown_bytes(seq) > self._model.memory_left:
+            self._store.evict()
+        self._runs[seq.seq_id] = run
+        self._running.insert(seq.seq_id, tokens, seq.scope, ready=seq.num_computed)
+        return seq.num_computed
+
+    def step(self) -> list[StepOutput]:
+        chunks = self._pace.plan(run.seq for run in self._runs.values())
+        self._make_room(sum(n for _, n in chunks))
+        single = [self._runs[seq.seq_id] for seq, n in chunks if n == 1 and seq.num_computed]
+        began = time.perf_counter()
+        outputs = self._decode(single) if single else []
+        try:
+            for seq, n in chunks:
+                if n > 1 or not seq.num_computed:
+                    outputs += self._prefill(self._runs[seq.seq_id], n)
+        except BrokenOff:
+            return outputs
+        self._pace.learn(sum(n for _, n in chunks), time.perf_counter() - began)
+        return outputs
+
+    def stop(self, seq: Sequence) -> None:
+        run = self._runs.pop(seq.seq_id)
+        self._running.remove(seq.seq_id)
+        self._store.keep(tuple(seq.token_ids[: seq.reusable_len]), seq.scope, run.caches)
+
+    def watch(self, should_break_off: Callable[[], bool]) -> None:
+        self._must_break_off = should_break_off
+
+    def cache_stats(self) -> CacheStats:
+        used = self._num_running_tokens + self._store.num_tokens
+        return CacheStats(self.spec.num_kv_tokens, used, len(self._store), self._store.num_evicted)
+
+    def close(self) -> None:
+        self._runs.clear()
+        self._store = PrefixStore()
+
+    # -- room --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _num_running_tokens(self) -> int:
+        return sum(run.seq.num_computed for run in self._runs.values())
+
+    def _grown_bytes(self, newcomer: Sequence) -> int:
+        """KV that all running sequences and this one will still take, should each spend its whole budget."""
+        final = [
+            min(seq.num_prompt_tokens + seq.sampling.max_tokens, self.spec.context_length) - seq.num_computed
+            for seq in [newcomer, *(run.seq for run in self._runs.values())]
+        ]
+        return sum(final) * self._model.kv_token_bytes
+
+    def _make_room(self, count: int) -> None:
+        room = self.spec.num_kv_tokens - self._num_running_tokens - count
+        if room < 0:
+            raise OutOfRoom
+        while self._store.num_tokens > room:
+            self._store.evict()
+
+    # -- one pass ----------------------------------------------------------------------------------------------------
+
+    def _decode(self, runs: list[_Run]) -> list[StepOutput]:
+        logits = self._model.decode([run.seq.token_ids[run.seq.num_computed] for run in runs], [run.caches for run in runs])
+        return [output for run, row in zip(runs, logits, strict=True) for output in self._advance(run, 1, row)]
+
+    def _prefill(self, run: _Run, count: int) -> list[StepOutput]:
+        seq = run.seq
+        look = self._must_break_off if count >= MIN_CHUNK else None
+        logits = self._model.prefill(seq.token_ids[seq.num_computed : seq.num_computed + count], run.caches, look)
+        is_last = count == seq.num_uncomputed and seq.sampling.max_tokens
+        return self._advance(run, count, self._model.last_logits(logits)[0] if is_last else None)
+
+    def _advance(self, run: _Run, count: int, logits: Vector | None) -> list[StepOutput]:
+        seq = run.seq
+        seq.num_computed += count
+        if seq.num_computed <= seq.num_prompt_tokens:
+            self._running.advance(seq.seq_id, seq.num_computed)
+        if logits is None or seq.num_uncomputed or not seq.sampling.max_tokens:
+            return []
+        return [choose(seq, logits)]
