@@ -2,9 +2,20 @@
 
 from pathlib import Path
 
+from backends.mlx.folder import ModelFolder
 from backends.protocol import Backend, EngineOptions, ModelLoadError, Tokenizer
 
 INSTALL = "install it with `pip install 'mlx-lm[cpu]'`, on a Mac `pip install mlx-lm`"
+
+
+def check_model(path: str) -> None:
+    """Refuse, by a look at the files, what can never be loaded. Raises ModelLoadError."""
+    if Path(path).is_dir():
+        ModelFolder(path)
+    else:
+        from backends.llamacpp.model import check_gguf
+
+        check_gguf(Path(path))
 
 
 def make_backend(options: EngineOptions) -> Backend:

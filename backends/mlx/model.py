@@ -72,7 +72,7 @@ class MlxModel:
         """Bytes of KV that one token takes, all layers."""
         caches = self.new_caches()
         mx.eval(self._model(mx.array([[0]]), cache=caches))
-        return max(1, sum(int(cache.nbytes) for cache in caches) // caches[0].step)
+        return max(1, sum(int(cache.nbytes) for cache in caches) // int(caches[0].step))
 
     def _describe(self, options: EngineOptions, folder: ModelFolder) -> ModelSpec:
         weight_bytes = sum(int(array.nbytes) for _, array in tree_flatten(self._model.parameters()))

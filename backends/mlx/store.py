@@ -29,6 +29,10 @@ class _Entry:
     layers: list[Layer]
     num_children: int = 0
 
+    def head(self, count: int) -> list[Layer]:
+        """The KV of its first `count` tokens."""
+        return [tree_map(lambda part: part[..., :count, :], layer) for layer in self.layers]
+
 
 def cut(caches: Caches, start: int, stop: int) -> list[Layer]:
     """Copies of the tokens from `start` to `stop`, which keep nothing else alive."""
@@ -68,8 +72,7 @@ class PrefixStore:
         entry, length = self._covering(match)
         pieces: list[list[Layer]] = []
         while entry is not None:
-            layers, count = entry.layers, length - entry.start
-            pieces.append(layers if length == entry.stop else [tree_map(lambda a, n=count: a[..., :n, :], layer) for layer in layers])
+            pieces.append(entry.head(length - entry.start))
             entry, length = entry.parent, entry.start
         return pieces[::-1]
 

@@ -31,7 +31,7 @@ class FolderTokenizer:
         self.eos_token_ids = folder.eos_token_ids
         self._specials: dict[str, int] = {token["content"]: token["id"] for token in added}
         self._controls = {token["id"] for token in added if token["special"]}
-        self._spelled = {token["id"]: token["content"].encode() for token in added}
+        self._spelled: dict[int, bytes] = {token["id"]: token["content"].encode() for token in added}
         self._bytes = _byte_of_letter()
 
     def encode(self, text: str, *, special: bool) -> list[int]:
