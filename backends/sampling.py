@@ -11,7 +11,10 @@ from backends.sequence import SamplingParams, Sequence
 
 Vector = npt.NDArray[np.float32]
 
+Ids = npt.NDArray[np.intp]
+
 PENALTY_WINDOW = 256
+_WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def choose(seq: Sequence, logits: Vector) -> StepOutput:
@@ -32,27 +35,52 @@ def pick(logits: Vector, params: SamplingParams, written: Items[int]) -> int:
         logits = logits.copy()
         logits[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), np.float32)
     is_greedy = params.temperature == 0
-    candidates = np.arange(len(logits)) if is_greedy else _candidates(logits, params)
-    values = (_penalized(logits, params, written) if params.has_penalties else logits)[candidates]
-    if is_greedy:
-        return int(values.argmax())
-    weights = np.cumsum(np.exp((values - values.max()) / params.temperature, dtype=np.float64))
-    random = np.random.Generator(np.random.Philox(key=params.seed & 0xFFFFFFFFFFFFFFFF, counter=len(written))).random()
-    return int(candidates[min(np.searchsorted(weights, random * weights[-1], side="right"), len(candidates) - 1)])
+    candidates = None if is_greedy else _candidates(logits, params)
+    if params.has_penalties:
+        logits = _penalized(logits, params, written)
+    values = logits if candidates is None else logits[candidates]
+    at = int(values.argmax()) if is_greedy else _draw(values, params.temperature, _uniform(params.seed, len(written)))
+    return at if candidates is None else int(candidates[at])
 
 
-def _candidates(logits: Vector, params: SamplingParams) -> npt.NDArray[np.intp]:
-    """Ids that top-k, top-p and min-p leave, ascending."""
-    ids = np.arange(len(logits))
-    if 0 < params.top_k < len(ids):
-        ids = np.argpartition(logits, -params.top_k)[-params.top_k :]
+def _draw(values: Vector, temperature: float, point: float) -> int:
+    """The value above which `point` of [0, 1) falls, once they share it by their softmax."""
+    weights = np.cumsum(np.exp((values - values.max()) / temperature), dtype=np.float64)
+    return min(int(np.searchsorted(weights, point * weights[-1], side="right")), len(values) - 1)
+
+
+def _uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) for each seed and position: SplitMix64 (Steele, Lea and Flood, 2014), twice, so that near seeds part."""
+    state = _mix(_mix(seed & _WORD) + position * 0x9E3779B97F4A7C15 & _WORD)
+    return (state >> 11) * 2.0**-53
+
+
+def _mix(state: int) -> int:
+    state = state + 0x9E3779B97F4A7C15 & _WORD
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
+    return state ^ state >> 31
+
+
+def _candidates(logits: Vector, params: SamplingParams) -> Ids | None:
+    """Ids that top-k, top-p and min-p leave, ascending; None when they leave all."""
+    ids = np.argpartition(logits, -params.top_k)[-params.top_k :] if 0 < params.top_k < len(logits) else None
     if params.top_p < 1.0 or params.min_p > 0.0:
-        probabilities = np.exp(logits[ids] - logits[ids].max(), dtype=np.float64)
-        order = np.argsort(-probabilities, kind="stable")
-        ids, probabilities = ids[order], probabilities[order] / probabilities.sum()
-        within = np.searchsorted(np.cumsum(probabilities), params.top_p) + 1 if params.top_p < 1.0 else len(ids)
-        ids = ids[:within][probabilities[:within] >= params.min_p * probabilities[0]]
-    return np.sort(ids)
+        values = logits if ids is None else logits[ids]
+        left = _likely(np.exp(values - values.max()), params)
+        ids = left if ids is None else ids[left]
+    return None if ids is None else np.sort(ids)
+
+
+def _likely(weights: Vector, params: SamplingParams) -> Ids:
+    """Indices that top-p and min-p leave; the weights are relative to the largest."""
+    total = float(weights.sum(dtype=np.float64))
+    # All that lies below this share together weighs less than what top-p cuts off, so it need not be sorted.
+    order = np.flatnonzero(weights >= (1.0 - params.top_p) * total / len(weights))
+    order = order[np.argsort(-weights[order], kind="stable")]
+    if params.top_p < 1.0:
+        order = order[: np.searchsorted(np.cumsum(weights[order], dtype=np.float64), params.top_p * total) + 1]
+    return order[weights[order] >= params.min_p]
 
 
 def _penalized(logits: Vector, params: SamplingParams, written: Items[int]) -> Vector:

@@ -23,6 +23,7 @@ from backends.wire import (
     Stats,
     Submit,
     ToEngine,
+    TokenEvent,
     Tokens,
     ToWeb,
     Unframer,
@@ -55,8 +56,7 @@ class Worker:
         self._is_open = False
 
     def run(self) -> None:
-        """Prove that the model decodes, say so, then serve."""
-        self._decode_one()
+        """Say that the model is loaded, then serve."""
         self._send(Loaded(self._backend.spec))
         while self._is_open:
             self._receive(wait_ms=0 if self._scheduler.has_work else int(BEAT_EVERY_S * 1000))
@@ -67,11 +67,15 @@ class Worker:
                 self._send(Tokens(events))
             self._beat()
 
-    def _decode_one(self) -> None:
+    def prove(self) -> None:
+        """Decode a token. Raises ModelLoadError when that cannot be done."""
         token = self._backend.spec.eos_token_ids[0] if self._backend.spec.eos_token_ids else 0
         self._scheduler.submit(Sequence(0, [token], 1, SamplingParams(max_tokens=1)))
+        events: list[TokenEvent] = []
         while self._scheduler.has_work:
-            self._scheduler.step()
+            events += self._scheduler.step()
+        if not any(event.token_id >= 0 for event in events):
+            raise ModelLoadError("the model was loaded, but there is no memory left to decode with it")
 
     def _receive(self, wait_ms: int) -> None:
         """Obey what has come; with nothing to do, wait for something."""
@@ -146,10 +150,11 @@ def main(arguments: list[str], factory: Callable[[EngineOptions], Backend] = mak
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         backend = factory(options)
+        worker = Worker(sock, backend)
+        worker.prove()
     except ModelLoadError as error:
         sock.sendall(encode(LoadFailed(str(error))))
         return LOAD_FAILED_EXIT
-    worker = Worker(sock, backend)
     signal.signal(signal.SIGTERM, lambda *_: worker.close())
     try:
         worker.run()

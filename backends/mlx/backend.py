@@ -4,18 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from backends.mlx.model import BrokenOff, Caches, MlxModel
 from backends.mlx.store import PrefixStore, cut, paste
 from backends.pacing import HEADROOM_TOKENS, MIN_CHUNK, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
-from backends.sampling import choose
+from backends.sampling import Vector, choose
 from backends.sequence import Sequence
-
-Vector = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +131,7 @@ class MlxBackend:
         look = self._must_break_off if count >= MIN_CHUNK else None
         logits = self._model.prefill(seq.token_ids[seq.num_computed : seq.num_computed + count], run.caches, look)
         is_last = count == seq.num_uncomputed and seq.sampling.max_tokens
-        return self._advance(run, count, self._model.last_logits(logits)[0] if is_last else None)
+        return self._advance(run, count, logits() if is_last else None)
 
     def _advance(self, run: _Run, count: int, logits: Vector | None) -> list[StepOutput]:
         seq = run.seq

@@ -13,13 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_model
 
 from backends.mlx.folder import ModelFolder
 from backends.protocol import EngineOptions, ModelLoadError, ModelSpec
+from backends.sampling import Vector
 
 # What a pass needs besides weights and KV is not predicted but kept free: preflights without slack were seen to die all the same.
 MEMORY_SHARE = 0.85
@@ -47,8 +47,8 @@ class MlxModel:
         if options.set_wired_limit and self.is_on_gpu:
             mx.set_wired_limit(self.memory_limit)
         self._model = self._load(folder)
-        self._is_quantized = options.kv_type == "q8_0"
         self._check_caches(folder)
+        self._group_size = self._quantization_group(folder) if options.kv_type == "q8_0" else 0
         self.kv_token_bytes = self._measure_token()
         self.spec = self._describe(options, folder)
 
@@ -68,6 +68,14 @@ class MlxModel:
         if kinds:
             raise ModelLoadError(f"{folder.path} keeps its state in a {kinds.pop()}, which cannot be cut and shared between requests")
 
+    def _quantization_group(self, folder: ModelFolder) -> int:
+        args = self._model.args
+        width = int(getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads)
+        for size in (64, 32):
+            if width % size == 0:
+                return size
+        raise ModelLoadError(f"{folder.path} has heads of width {width}, whose KV cannot be kept as q8_0; use f16")
+
     def _measure_token(self) -> int:
         """Bytes of KV that one token takes, all layers."""
         caches = self.new_caches()
@@ -80,7 +88,7 @@ class MlxModel:
         context_length = min(options.context_length or trained, trained)
         room = min(self.memory_limit - weight_bytes, int(_device_memory() * KV_MEMORY_SHARE)) // self.kv_token_bytes
         num_kv_tokens = options.num_kv_tokens or min(context_length * 4, room)
-        if num_kv_tokens < 1:
+        if min(num_kv_tokens, room) < 1:
             sizes = f"its weights take {weight_bytes / 1e9:.1f} GB and kefu may use {self.memory_limit / 1e9:.1f} GB"
             raise ModelLoadError(f"{folder.path} does not fit this machine: {sizes}")
         quantization = folder.config.get("quantization") or {}
@@ -106,22 +114,18 @@ class MlxModel:
     def new_caches(self) -> Caches:
         """Empty caches for one sequence."""
         caches: Caches = make_prompt_cache(self._model)
-        if not self._is_quantized:
-            return caches
-        width = next(size for size in (64, 32) if self._head_width() % size == 0)
-        return [QuantizedKVCache(group_size=width, bits=KV_BITS) for _ in caches]
+        return [QuantizedKVCache(self._group_size, KV_BITS) for _ in caches] if self._group_size else caches
 
-    def _head_width(self) -> int:
-        args = self._model.args
-        return int(getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads)
-
-    def decode(self, tokens: Items[int], caches: Items[Caches]) -> npt.NDArray[np.float32]:
+    def decode(self, tokens: Items[int], caches: Items[Caches]) -> Vector:
         """One token for each of several sequences: logits float32 [len(tokens), vocab_size]."""
         layers = list(caches[0]) if len(caches) == 1 else [_Together(layer) for layer in zip(*caches, strict=True)]
         return self._logits(self._model(mx.array(tokens)[:, None], cache=layers))
 
-    def prefill(self, tokens: Items[int], caches: Caches, look: Callable[[], bool] | None) -> mx.array:
-        """Compute some tokens of one sequence: their lazy logits. `look` is asked between layers; raises BrokenOff when it says True."""
+    def prefill(self, tokens: Items[int], caches: Caches, look: Callable[[], bool] | None) -> Callable[[], Vector]:
+        """Compute some tokens of one sequence; the result gives the logits [vocab_size] after the last one, which few callers need.
+
+        `look` is asked between layers; raises BrokenOff when it says True.
+        """
         before = caches[0].offset
         try:
             logits = self._model(mx.array(tokens)[None], cache=[_Watched(cache, look) for cache in caches] if look else caches)
@@ -130,14 +134,10 @@ class MlxModel:
                 cache.trim(cache.offset - before)
             raise
         mx.eval([cache.keys_and_values() for cache in caches])
-        return logits
-
-    def last_logits(self, logits: mx.array) -> npt.NDArray[np.float32]:
-        """Logits after the last token of a prefill, float32 [1, vocab_size]."""
-        return self._logits(logits)
+        return lambda: self._logits(logits)[0]
 
     @staticmethod
-    def _logits(logits: mx.array) -> npt.NDArray[np.float32]:
+    def _logits(logits: mx.array) -> Vector:
         return np.array(logits[:, -1].astype(mx.float32))
 
 

@@ -73,7 +73,7 @@ class PrefixStore:
         pieces: list[list[Layer]] = []
         while entry is not None:
             pieces.append(entry.head(length - entry.start))
-            entry, length = entry.parent, entry.start
+            length, entry = entry.start, entry.parent
         return pieces[::-1]
 
     def keep(self, tokens: Tokens, scope: CacheScope, caches: Caches) -> None:
@@ -87,8 +87,9 @@ class PrefixStore:
         match = self._tree.match(tokens, scope)
         parent, length = self._covering(match)
         if length < len(tokens):
-            parent = self._insert(_Entry(parent, self._next_handle, length, len(tokens), cut(caches, length, len(tokens))))
-            self._tree.insert(parent.handle, tokens, scope, ready=len(tokens))
+            entry = self._insert(_Entry(parent, self._next_handle, length, len(tokens), cut(caches, length, len(tokens))))
+            self._tree.insert(entry.handle, tokens, scope, ready=len(tokens))
+            parent = entry
         self._touch(parent)
         while len(self._entries) > MAX_ENTRIES:
             self.evict()

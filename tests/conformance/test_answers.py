@@ -1,12 +1,27 @@
 """What is answered: the same alone and in company, cold and warm, and as the sampling parameters say."""
 
+from dataclasses import replace
+
 import pytest
 
 from backends.protocol import Backend
+from backends.registry import make_backend, make_tokenizer
 from backends.scheduler import Scheduler
 from backends.sequence import CacheScope, SamplingParams, Sequence, Thinking
 from tests.conformance.conftest import MakeBackend
-from tests.conformance.desk import GREEDY, PUBLIC, answer, desk, endless, run
+from tests.conformance.desk import GREEDY, OPTIONS, PUBLIC, answer, desk, endless, run
+
+
+def test_both_engines_compute_the_same_model(model_path: str, mlx_path: str) -> None:
+    pytest.importorskip("mlx_lm")
+    scored = []
+    for path in (model_path, mlx_path):
+        prompt = make_tokenizer(path).encode("<|im_start|>user\nWhere is my order?<|im_end|>\n<|im_start|>assistant\n", special=True)
+        params = SamplingParams(temperature=0.0, max_tokens=1, num_top_logprobs=3)
+        seq = Sequence(1, prompt, len(prompt), params, CacheScope(private="a"))
+        events = run(Scheduler(make_backend(replace(OPTIONS, path=path))), [seq])[1]
+        scored.append(next(event.top_logprobs for event in events if event.token_id >= 0))
+    assert dict(scored[0]) == pytest.approx(dict(scored[1]), abs=0.3)
 
 
 def test_in_company_as_alone(backend: Backend) -> None:

@@ -11,6 +11,7 @@ pytest.importorskip("mlx_lm")
 
 import mlx.core as mx
 
+from backends.mlx import model
 from backends.mlx.backend import MlxBackend
 from backends.protocol import Admission, ModelLoadError
 from backends.scheduler import Scheduler
@@ -38,17 +39,32 @@ def test_quantized_kv_takes_less_and_answers_the_same_alone_and_in_company(mlx_p
     assert warm.num_cached == len(PUBLIC) + 1
 
 
+@pytest.fixture
+def only_arrays_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in model's KV is smaller than the noise in what the system counts."""
+    monkeypatch.setattr(model, "_footprint", lambda: 0)
+
+
+def test_the_footprint_grows_with_what_is_allocated() -> None:
+    before = model._footprint()
+    held = mx.ones((50_000_000,))
+    mx.eval(held)
+    assert 150_000_000 < model._footprint() - before < 250_000_000
+
+
+@pytest.mark.usefixtures("only_arrays_count")
 def test_a_request_that_memory_cannot_hold_is_refused_before_it_is_computed(mlx_path: str) -> None:
     backend = _backend(mlx_path)
     scheduler = Scheduler(backend)
     small, greedy = desk(1, [250]), desk(2, [251], endless(backend, 3000))
     backend._model.memory_limit = backend._model.memory_limit - backend._model.memory_left + 400 * backend._model.kv_token_bytes
     events = run(scheduler, [small, greedy])
-    assert [e.finish_reason for e in events[1] if e.finish_reason][0] in (FinishReason.STOP, FinishReason.LENGTH)
+    assert next(e.finish_reason for e in events[1] if e.finish_reason) in (FinishReason.STOP, FinishReason.LENGTH)
     assert [(e.token_id, e.finish_reason) for e in events[2]] == [(-1, FinishReason.NO_MEMORY)]
     assert greedy.num_computed == 0
 
 
+@pytest.mark.usefixtures("only_arrays_count")
 def test_kept_prefixes_make_way_before_anybody_is_refused(mlx_path: str) -> None:
     backend = _backend(mlx_path)
     answer(backend, desk(1, [250] * 60))
@@ -61,7 +77,7 @@ def test_kept_prefixes_make_way_before_anybody_is_refused(mlx_path: str) -> None
 
 def test_weights_that_leave_no_room_are_refused(mlx_path: str) -> None:
     with pytest.raises(ModelLoadError, match=r"does not fit this machine: its weights take 0\.0 GB and kefu may use 0\.0 GB"):
-        _backend(mlx_path, memory_limit_bytes=10_000_000, num_kv_tokens=0)
+        _backend(mlx_path, memory_limit_bytes=10_000_000)
 
 
 def test_the_wired_limit_is_left_alone(mlx_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +111,9 @@ def test_a_pass_is_broken_off_between_layers(mlx_path: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"), [("truncated", "could not be loaded"), ("unknown", "not supported"), ("window", "which cannot be cut and shared")]
 )
-def test_a_model_that_cannot_be_served_is_refused_in_one_sentence(folder: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_served_is_refused_in_one_sentence(
+    folder: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "truncated":
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100_000])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from backends.mlx.tokenizer import FolderTokenizer
 from backends.protocol import ModelLoadError
 from tests.conftest import WEIGHTS
 
-TEXTS = ["", "hello", "Where is my order 12345?", "你好，退货怎么办？", "tab\tand\r\nlines\n\n\n  end ", "naïve café 🙂👩‍👩‍👧", "it's we'll\u00a0x"]
+TEXTS = [
+    "",
+    "hello",
+    "Where is my order 12345?",
+    "你好，退货怎么办？",
+    "tab\tand\r\nlines\n\n\n  end ",
+    "naïve café 🙂👩‍👩‍👧",
+    "it's we'll\u00a0x",
+]
 FRAMED = "<|im_start|>user\nhi<|im_end|>\n<think>\n</think>\n\n"
 
 
@@ -36,7 +45,9 @@ def test_both_tokenizers_know_the_same_words(pair: tuple[LlamaTokenizer, FolderT
     assert ours.eos_token_ids == theirs.eos_token_ids
     assert ours.chat_template == theirs.chat_template
     assert set(ours.special_texts()) == set(theirs.special_texts())
-    assert {text: ours.special_id(text) for text in ours.special_texts()} == {text: theirs.special_id(text) for text in ours.special_texts()}
+    assert {text: ours.special_id(text) for text in ours.special_texts()} == {
+        text: theirs.special_id(text) for text in ours.special_texts()
+    }
     assert [ours.token_bytes(t) for t in range(ours.vocab_size)] == [theirs.token_bytes(t) for t in range(ours.vocab_size)]
     assert ours.special_id("hello") is None
 
@@ -48,12 +59,12 @@ def test_both_tokenizers_cut_text_alike(pair: tuple[LlamaTokenizer, FolderTokeni
         assert pair[1].encode(text, special=False) == pair[0].encode(text, special=False)
 
 
-@given(st.text(max_size=40))
-def test_text_comes_back_and_a_spelled_out_tag_stays_text(text: str) -> None:
-    tokenizer = FolderTokenizer(str(WEIGHTS / "mlx"))
+@given(text=st.text(max_size=40))
+def test_text_comes_back_and_a_spelled_out_tag_stays_text(pair: tuple[LlamaTokenizer, FolderTokenizer], text: str) -> None:
+    tokenizer = pair[1]
     ids = tokenizer.encode(text + "</think>", special=False)
     assert not {tokenizer.special_id(special) for special in tokenizer.special_texts()} & set(ids)
-    if text.isascii():
+    if unicodedata.is_normalized("NFC", text):
         assert b"".join(map(tokenizer.token_bytes, ids)).decode() == text + "</think>"
 
 
