@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence as Items
+from random import Random
 
 import numpy as np
 import numpy.typing as npt
@@ -10,19 +11,17 @@ from backends.protocol import StepOutput
 from backends.sequence import SamplingParams, Sequence
 
 Vector = npt.NDArray[np.float32]
-
 Ids = npt.NDArray[np.intp]
 
 PENALTY_WINDOW = 256
-_WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def choose(seq: Sequence, logits: Vector) -> StepOutput:
     """The next token of `seq`, from the logits [vocab_size] after its last one, with the logprobs it asked for."""
-    params = seq.sampling
-    token_id = int(logits.argmax()) if params.is_plain_greedy else pick(logits, params, seq.token_ids[seq.num_prompt_tokens :])
-    norm = _log_sum_exp(logits)
-    return StepOutput(seq, token_id, float(logits[token_id]) - norm, _top(logits, norm, params.num_top_logprobs))
+    token_id = pick(logits, seq.sampling, seq.token_ids[seq.num_prompt_tokens :])
+    peak = logits.max()
+    norm = float(peak + np.log(np.exp(logits - peak).sum()))
+    return StepOutput(seq, token_id, float(logits[token_id]) - norm, _top(logits, norm, seq.sampling.num_top_logprobs))
 
 
 def pick(logits: Vector, params: SamplingParams, written: Items[int]) -> int:
@@ -36,10 +35,10 @@ def pick(logits: Vector, params: SamplingParams, written: Items[int]) -> int:
         logits[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), np.float32)
     is_greedy = params.temperature == 0
     candidates = None if is_greedy else _candidates(logits, params)
-    if params.has_penalties:
+    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0):
         logits = _penalized(logits, params, written)
     values = logits if candidates is None else logits[candidates]
-    at = int(values.argmax()) if is_greedy else _draw(values, params.temperature, _uniform(params.seed, len(written)))
+    at = int(values.argmax()) if is_greedy else _draw(values, params.temperature, Random(params.seed << 32 | len(written)).random())
     return at if candidates is None else int(candidates[at])
 
 
@@ -47,19 +46,6 @@ def _draw(values: Vector, temperature: float, point: float) -> int:
     """The value above which `point` of [0, 1) falls, once they share it by their softmax."""
     weights = np.cumsum(np.exp((values - values.max()) / temperature), dtype=np.float64)
     return min(int(np.searchsorted(weights, point * weights[-1], side="right")), len(values) - 1)
-
-
-def _uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) for each seed and position: SplitMix64 (Steele, Lea and Flood, 2014), twice, so that near seeds part."""
-    state = _mix(_mix(seed & _WORD) + position * 0x9E3779B97F4A7C15 & _WORD)
-    return (state >> 11) * 2.0**-53
-
-
-def _mix(state: int) -> int:
-    state = state + 0x9E3779B97F4A7C15 & _WORD
-    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _WORD
-    state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
-    return state ^ state >> 31
 
 
 def _candidates(logits: Vector, params: SamplingParams) -> Ids | None:
@@ -91,11 +77,6 @@ def _penalized(logits: Vector, params: SamplingParams, written: Items[int]) -> V
         value = value * params.repetition_penalty if value <= 0 else value / params.repetition_penalty
         logits[token] = value - count * params.frequency_penalty - params.presence_penalty
     return logits
-
-
-def _log_sum_exp(logits: Vector) -> float:
-    peak = logits.max()
-    return float(peak + np.log(np.exp(logits - peak).sum()))
 
 
 def _top(logits: Vector, norm: float, count: int) -> tuple[tuple[int, float], ...]:

@@ -49,15 +49,6 @@ class SamplingParams:
     num_top_logprobs: int = 0
     max_tokens: int = 1024
 
-    @property
-    def has_penalties(self) -> bool:
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        """The likeliest token as the model gives it, with nothing to apply before."""
-        return self.temperature == 0 and not self.logit_bias and not self.has_penalties
-
 
 @dataclass(frozen=True, slots=True)
 class CacheScope:

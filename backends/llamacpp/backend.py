@@ -92,7 +92,8 @@ class LlamaBackend:
             run.seq.num_computed += n
             if run.seq.num_computed <= run.seq.num_prompt_tokens:
                 self._tree.advance(run.handle, run.seq.num_computed)
-        return self._sample([run.seq for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens])
+        ready = [run.seq for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens]
+        return [choose(seq, logits) for seq, logits in zip(ready, self._model.logits(len(ready)), strict=True)] if ready else []
 
     def stop(self, seq: Sequence) -> None:
         run = self._runs.pop(seq.seq_id)
@@ -117,9 +118,6 @@ class LlamaBackend:
         start, stop = seq.num_computed, seq.num_computed + count
         last = len(seq.token_ids) - 1 if seq.sampling.max_tokens else -1
         return [Row(run.handle, seq.token_ids[i], i, i == last) for i in range(start, stop)]
-
-    def _sample(self, sequences: list[Sequence]) -> list[StepOutput]:
-        return [choose(seq, logits) for seq, logits in zip(sequences, self._model.logits(len(sequences)), strict=True)] if sequences else []
 
     # -- kept prefixes -----------------------------------------------------------------------------------------------
 

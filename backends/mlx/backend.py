@@ -2,23 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from backends.mlx.model import BrokenOff, Caches, MlxModel
 from backends.mlx.store import PrefixStore, cut, paste
 from backends.pacing import HEADROOM_TOKENS, MIN_CHUNK, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
-from backends.sampling import Vector, choose
+from backends.sampling import choose
 from backends.sequence import Sequence
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """A running sequence and its caches."""
-
-    seq: Sequence
-    caches: Caches
 
 
 class MlxBackend:
@@ -34,7 +25,8 @@ class MlxBackend:
         self._pace = Pace(options.batch_tokens)
         self._store = PrefixStore()
         self._running = PrefixTree()
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Sequence] = {}
+        self._caches: dict[int, Caches] = {}
         self._must_break_off: Callable[[], bool] = lambda: False
 
     def admission(self, seq: Sequence) -> Admission:
@@ -56,37 +48,36 @@ class MlxBackend:
         kept = self._store.match(tokens[:-1], seq.scope)
         running = self._running.match(tokens[:-1], seq.scope)
         seq.num_computed = max(kept.length, running.length)
-        run = _Run(seq, self._model.new_caches())
+        caches = self._model.new_caches()
         if running.handle is not None and running.length > kept.length:
-            paste(run.caches, [cut(self._runs[running.handle].caches, 0, running.length)])
+            paste(caches, [cut(self._caches[running.handle], 0, running.length)])
         elif kept.length:
-            paste(run.caches, self._store.pieces(kept))
-        self._store.touch(kept)
+            paste(caches, self._store.pieces(kept))
         while len(self._store) and self._grown_bytes(seq) > self._model.memory_left:
             self._store.evict()
-        self._runs[seq.seq_id] = run
+        self._runs[seq.seq_id], self._caches[seq.seq_id] = seq, caches
         self._running.insert(seq.seq_id, tokens, seq.scope, ready=seq.num_computed)
         return seq.num_computed
 
     def step(self) -> list[StepOutput]:
-        chunks = self._pace.plan(run.seq for run in self._runs.values())
+        chunks = self._pace.plan(self._runs.values())
         self._make_room(sum(n for _, n in chunks))
-        single = [self._runs[seq.seq_id] for seq, n in chunks if n == 1 and seq.num_computed]
+        single = [seq for seq, n in chunks if n == 1 and seq.num_computed]
         began = time.perf_counter()
         outputs = self._decode(single) if single else []
         try:
             for seq, n in chunks:
                 if n > 1 or not seq.num_computed:
-                    outputs += self._prefill(self._runs[seq.seq_id], n)
+                    outputs += self._prefill(seq, n)
         except BrokenOff:
             return outputs
         self._pace.learn(sum(n for _, n in chunks), time.perf_counter() - began)
         return outputs
 
     def stop(self, seq: Sequence) -> None:
-        run = self._runs.pop(seq.seq_id)
+        del self._runs[seq.seq_id]
         self._running.remove(seq.seq_id)
-        self._store.keep(tuple(seq.token_ids[: seq.reusable_len]), seq.scope, run.caches)
+        self._store.keep(tuple(seq.token_ids[: seq.reusable_len]), seq.scope, self._caches.pop(seq.seq_id))
 
     def watch(self, should_break_off: Callable[[], bool]) -> None:
         self._must_break_off = should_break_off
@@ -97,19 +88,20 @@ class MlxBackend:
 
     def close(self) -> None:
         self._runs.clear()
+        self._caches.clear()
         self._store = PrefixStore()
 
     # -- room --------------------------------------------------------------------------------------------------------
 
     @property
     def _num_running_tokens(self) -> int:
-        return sum(run.seq.num_computed for run in self._runs.values())
+        return sum(seq.num_computed for seq in self._runs.values())
 
     def _grown_bytes(self, newcomer: Sequence) -> int:
         """KV that all running sequences and this one will still take, should each spend its whole budget."""
         final = [
             min(seq.num_prompt_tokens + seq.sampling.max_tokens, self.spec.context_length) - seq.num_computed
-            for seq in [newcomer, *(run.seq for run in self._runs.values())]
+            for seq in [newcomer, *self._runs.values()]
         ]
         return sum(final) * self._model.kv_token_bytes
 
@@ -122,22 +114,19 @@ class MlxBackend:
 
     # -- one pass ----------------------------------------------------------------------------------------------------
 
-    def _decode(self, runs: list[_Run]) -> list[StepOutput]:
-        logits = self._model.decode([run.seq.token_ids[run.seq.num_computed] for run in runs], [run.caches for run in runs])
-        return [output for run, row in zip(runs, logits, strict=True) for output in self._advance(run, 1, row)]
+    def _decode(self, sequences: list[Sequence]) -> list[StepOutput]:
+        rows = self._model.decode([seq.token_ids[seq.num_computed] for seq in sequences], [self._caches[seq.seq_id] for seq in sequences])
+        return [choose(seq, row) for seq, row in zip(sequences, rows, strict=True) if self._advance(seq, 1)]
 
-    def _prefill(self, run: _Run, count: int) -> list[StepOutput]:
-        seq = run.seq
+    def _prefill(self, seq: Sequence, count: int) -> list[StepOutput]:
         look = self._must_break_off if count >= MIN_CHUNK else None
-        logits = self._model.prefill(seq.token_ids[seq.num_computed : seq.num_computed + count], run.caches, look)
-        is_last = count == seq.num_uncomputed and seq.sampling.max_tokens
-        return self._advance(run, count, logits() if is_last else None)
+        tokens = seq.token_ids[seq.num_computed : seq.num_computed + count]
+        logits = self._model.prefill(tokens, self._caches[seq.seq_id], look)
+        return [choose(seq, logits())] if self._advance(seq, count) else []
 
-    def _advance(self, run: _Run, count: int, logits: Vector | None) -> list[StepOutput]:
-        seq = run.seq
+    def _advance(self, seq: Sequence, count: int) -> bool:
+        """These tokens have KV now; says whether the next one is to be sampled."""
         seq.num_computed += count
         if seq.num_computed <= seq.num_prompt_tokens:
             self._running.advance(seq.seq_id, seq.num_computed)
-        if logits is None or seq.num_uncomputed or not seq.sampling.max_tokens:
-            return []
-        return [choose(seq, logits)]
+        return seq.num_uncomputed == 0 and seq.sampling.max_tokens > 0

@@ -38,7 +38,7 @@ class MlxModel:
     """One model on MLX's default device. Use it on the thread that made it: MLX ties arrays to it."""
 
     def __init__(self, options: EngineOptions) -> None:
-        folder = ModelFolder(options.path)
+        self._folder = ModelFolder(options.path)
         if options.gpu_layers == 0:
             mx.set_default_device(mx.cpu)
         self.is_on_gpu = mx.default_device() == mx.gpu
@@ -46,51 +46,42 @@ class MlxModel:
         mx.set_memory_limit(self.memory_limit)
         if options.set_wired_limit and self.is_on_gpu:
             mx.set_wired_limit(self.memory_limit)
-        self._model = self._load(folder)
-        self._check_caches(folder)
-        self._group_size = self._quantization_group(folder) if options.kv_type == "q8_0" else 0
-        self.kv_token_bytes = self._measure_token()
-        self.spec = self._describe(options, folder)
-
-    def _load(self, folder: ModelFolder) -> Any:
+        self._room_beside(sum(path.stat().st_size for path in self._folder.path.glob("model*.safetensors")))
+        self._is_quantized = options.kv_type == "q8_0"
         try:
-            model, _ = load_model(folder.path)
+            self._model = self._load()
+            caches = self.new_caches()
+            mx.eval(self._model(mx.array([[0]]), cache=caches))
         except LoadErrors as error:
-            raise ModelLoadError(f"{folder.path} could not be loaded: {' '.join(str(error).split())[:300]}") from error
+            raise ModelLoadError(f"{options.path} could not be loaded: {' '.join(str(error).split())[:300]}") from error
+        self.kv_token_bytes = max(1, sum(int(cache.nbytes) for cache in caches) // int(caches[0].step))
+        self.spec = self._describe(options)
+
+    def _room_beside(self, weight_bytes: int) -> int:
+        """Bytes that weights of this size leave. Raises ModelLoadError when there are none, before a driver finds out."""
+        if weight_bytes >= self.memory_limit:
+            sizes = f"its weights take {weight_bytes / 1e9:.1f} GB and kefu may use {self.memory_limit / 1e9:.1f} GB"
+            raise ModelLoadError(f"{self._folder.path} does not fit this machine: {sizes}")
+        return self.memory_limit - weight_bytes
+
+    def _load(self) -> Any:
+        model, _ = load_model(self._folder.path)
+        kinds = {type(cache).__name__ for cache in make_prompt_cache(model)} - {KVCache.__name__}
+        if kinds:
+            raise ModelLoadError(f"{self._folder.path} keeps its state in a {kinds.pop()}, which cannot be cut and shared between requests")
         if not self.is_on_gpu:
             # CPU kernels round half precision differently by the batch's shape, which answers would show.
             model.set_dtype(mx.float32)
         mx.eval(model.parameters())
         return model
 
-    def _check_caches(self, folder: ModelFolder) -> None:
-        kinds = {type(cache).__name__ for cache in make_prompt_cache(self._model)} - {KVCache.__name__}
-        if kinds:
-            raise ModelLoadError(f"{folder.path} keeps its state in a {kinds.pop()}, which cannot be cut and shared between requests")
-
-    def _quantization_group(self, folder: ModelFolder) -> int:
-        args = self._model.args
-        width = int(getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads)
-        for size in (64, 32):
-            if width % size == 0:
-                return size
-        raise ModelLoadError(f"{folder.path} has heads of width {width}, whose KV cannot be kept as q8_0; use f16")
-
-    def _measure_token(self) -> int:
-        """Bytes of KV that one token takes, all layers."""
-        caches = self.new_caches()
-        mx.eval(self._model(mx.array([[0]]), cache=caches))
-        return max(1, sum(int(cache.nbytes) for cache in caches) // int(caches[0].step))
-
-    def _describe(self, options: EngineOptions, folder: ModelFolder) -> ModelSpec:
+    def _describe(self, options: EngineOptions) -> ModelSpec:
+        folder = self._folder
         weight_bytes = sum(int(array.nbytes) for _, array in tree_flatten(self._model.parameters()))
         trained = int(folder.config.get("max_position_embeddings") or 4096)
         context_length = min(options.context_length or trained, trained)
-        room = min(self.memory_limit - weight_bytes, int(_device_memory() * KV_MEMORY_SHARE)) // self.kv_token_bytes
+        room = min(self._room_beside(weight_bytes), int(_device_memory() * KV_MEMORY_SHARE)) // self.kv_token_bytes
         num_kv_tokens = options.num_kv_tokens or min(context_length * 4, room)
-        if min(num_kv_tokens, room) < 1:
-            sizes = f"its weights take {weight_bytes / 1e9:.1f} GB and kefu may use {self.memory_limit / 1e9:.1f} GB"
-            raise ModelLoadError(f"{folder.path} does not fit this machine: {sizes}")
         quantization = folder.config.get("quantization") or {}
         return ModelSpec(
             name=options.name,
@@ -114,7 +105,9 @@ class MlxModel:
     def new_caches(self) -> Caches:
         """Empty caches for one sequence."""
         caches: Caches = make_prompt_cache(self._model)
-        return [QuantizedKVCache(self._group_size, KV_BITS) for _ in caches] if self._group_size else caches
+        args = self._model.args
+        width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
+        return [QuantizedKVCache(64 if width % 64 == 0 else 32, KV_BITS) for _ in caches] if self._is_quantized else caches
 
     def decode(self, tokens: Items[int], caches: Items[Caches]) -> Vector:
         """One token for each of several sequences: logits float32 [len(tokens), vocab_size]."""

@@ -13,7 +13,6 @@ from backends.mlx.model import Caches
 from backends.prefix_tree import Match, PrefixTree, Tokens
 from backends.sequence import CacheScope
 
-MAX_ENTRIES = 256
 # One layer: keys and values, each one array, or three when quantized; tokens are counted along the last axis but one.
 Layer = Any
 
@@ -68,8 +67,9 @@ class PrefixStore:
         return self._tree.match(tokens, scope)
 
     def pieces(self, match: Match) -> list[list[Layer]]:
-        """The KV of a match, first tokens first."""
+        """The KV of a match, first tokens first, which counts as used."""
         entry, length = self._covering(match)
+        self._touch(entry)
         pieces: list[list[Layer]] = []
         while entry is not None:
             pieces.append(entry.head(length - entry.start))
@@ -87,20 +87,14 @@ class PrefixStore:
         match = self._tree.match(tokens, scope)
         parent, length = self._covering(match)
         if length < len(tokens):
-            entry = self._insert(_Entry(parent, self._next_handle, length, len(tokens), cut(caches, length, len(tokens))))
+            entry = _Entry(parent, self._next_handle, length, len(tokens), cut(caches, length, len(tokens)))
+            if parent is not None:
+                parent.num_children += 1
+            self._entries[entry.handle] = parent = entry
             self._tree.insert(entry.handle, tokens, scope, ready=len(tokens))
-            parent = entry
+            self._next_handle += 1
+            self.num_tokens += len(tokens) - length
         self._touch(parent)
-        while len(self._entries) > MAX_ENTRIES:
-            self.evict()
-
-    def _insert(self, entry: _Entry) -> _Entry:
-        if entry.parent is not None:
-            entry.parent.num_children += 1
-        self._entries[entry.handle] = entry
-        self._next_handle += 1
-        self.num_tokens += entry.stop - entry.start
-        return entry
 
     def _covering(self, match: Match) -> tuple[_Entry | None, int]:
         """The entry that itself holds the last token of a match."""
@@ -108,10 +102,6 @@ class PrefixStore:
         while entry is not None and entry.start >= match.length:
             entry = entry.parent
         return entry, match.length
-
-    def touch(self, match: Match) -> None:
-        """This prefix was used."""
-        self._touch(self._covering(match)[0])
 
     def _touch(self, entry: _Entry | None) -> None:
         """What others build on counts as used after them."""

@@ -53,11 +53,9 @@ class FolderTokenizer:
 
 
 def _template(folder: ModelFolder) -> str | None:
-    """chat_template.jinja, or the (default) template of tokenizer_config.json."""
+    """chat_template.jinja, or the one template of tokenizer_config.json."""
     path = folder.path / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
     template = folder.tokenizer.get("chat_template")
-    if isinstance(template, list):
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
     return template if isinstance(template, str) else None

@@ -80,6 +80,13 @@ def test_weights_that_leave_no_room_are_refused(mlx_path: str) -> None:
         _backend(mlx_path, memory_limit_bytes=10_000_000)
 
 
+def test_weights_larger_than_memory_are_refused_unread(folder: Path) -> None:
+    with (folder / "model-2.safetensors").open("wb") as file:
+        file.truncate(4 * 10**12)
+    with pytest.raises(ModelLoadError, match=r"its weights take 4000\.0 GB"):
+        _backend(folder)
+
+
 def test_the_wired_limit_is_left_alone(mlx_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(mx, "set_wired_limit", calls.append)
