@@ -272,7 +272,7 @@ class EngineClient:
         if event.finish_reason is not None:
             self.forget(event.seq_id)
             if event.finish_reason is FinishReason.NO_MEMORY:
-                stream.fail(NoMemory())
+                stream.fail(NoMemory("there is not enough memory for this request now; ask for fewer tokens or try again later"))
                 return
             if event.finish_reason is not FinishReason.ABORT:
                 self._answer_s += 0.2 * (time.monotonic() - stream.began - self._answer_s)

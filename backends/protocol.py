@@ -46,9 +46,7 @@ class EngineBusy(EngineError):
 class NoMemory(EngineError):
     """The engine refused a request before computing anything; something smaller, or the same later, may pass."""
 
-    def __init__(self, retry_after_s: int = 10) -> None:
-        super().__init__("there is not enough memory for this request now; ask for fewer tokens or try again later")
-        self.retry_after_s = retry_after_s
+    retry_after_s = 10
 
 
 class EngineDown(EngineError):

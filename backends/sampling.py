@@ -1,7 +1,6 @@
 """Token choice from logits in NumPy: the same for every backend."""
 
 from collections import Counter
-from collections.abc import Sequence as Items
 from random import Random
 
 import numpy as np
@@ -11,7 +10,6 @@ from backends.protocol import StepOutput
 from backends.sequence import SamplingParams, Sequence
 
 Vector = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.intp]
 
 PENALTY_WINDOW = 256
 
@@ -24,7 +22,7 @@ def choose(seq: Sequence, logits: Vector) -> StepOutput:
     return StepOutput(seq, token_id, float(logits[token_id]) - norm, _top(logits, norm, seq.sampling.num_top_logprobs))
 
 
-def pick(logits: Vector, params: SamplingParams, written: Items[int]) -> int:
+def pick(logits: Vector, params: SamplingParams, written: list[int]) -> int:
     """The next token, from logits [vocab_size] and the tokens written so far.
 
     The draw depends on the seed and on how many tokens are written, on nothing else. Candidates stand in the order of their ids, so that
@@ -48,7 +46,7 @@ def _draw(values: Vector, temperature: float, point: float) -> int:
     return min(int(np.searchsorted(weights, point * weights[-1], side="right")), len(values) - 1)
 
 
-def _candidates(logits: Vector, params: SamplingParams) -> Ids | None:
+def _candidates(logits: Vector, params: SamplingParams) -> npt.NDArray[np.intp] | None:
     """Ids that top-k, top-p and min-p leave, ascending; None when they leave all."""
     ids = np.argpartition(logits, -params.top_k)[-params.top_k :] if 0 < params.top_k < len(logits) else None
     if params.top_p < 1.0 or params.min_p > 0.0:
@@ -58,7 +56,7 @@ def _candidates(logits: Vector, params: SamplingParams) -> Ids | None:
     return None if ids is None else np.sort(ids)
 
 
-def _likely(weights: Vector, params: SamplingParams) -> Ids:
+def _likely(weights: Vector, params: SamplingParams) -> npt.NDArray[np.intp]:
     """Indices that top-p and min-p leave; the weights are relative to the largest."""
     total = float(weights.sum(dtype=np.float64))
     # All that lies below this share together weighs less than what top-p cuts off, so it need not be sorted.
@@ -69,7 +67,7 @@ def _likely(weights: Vector, params: SamplingParams) -> Ids:
     return order[weights[order] >= params.min_p]
 
 
-def _penalized(logits: Vector, params: SamplingParams, written: Items[int]) -> Vector:
+def _penalized(logits: Vector, params: SamplingParams, written: list[int]) -> Vector:
     """Repetition penalty of Keskar et al. (2019, CTRL), presence and frequency penalty as OpenAI defines them."""
     logits = logits.copy()
     for token, count in Counter(written[-PENALTY_WINDOW:]).items():

@@ -14,6 +14,7 @@ from feedback.record import Record
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 WEIGHTS = Path(__file__).parents[1] / "backends" / "mini" / "weights"
+MINI = WEIGHTS / "kefu-mini.gguf"
 
 
 def has_ipv6_loopback() -> bool:
@@ -28,7 +29,7 @@ def has_ipv6_loopback() -> bool:
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """A real model: kefu-mini, or the GGUF file named by TEST_MODEL."""
-    return os.environ.get("TEST_MODEL", str(WEIGHTS / "kefu-mini.gguf"))
+    return os.environ.get("TEST_MODEL", str(MINI))
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,7 @@ from backends.sequence import Sequence
 
 
 class MlxBackend:
-    """One loaded model folder behind the seam. See `Backend` for the contract.
-
-    A sequence owns its KV while it runs; a prefix that others hold is copied in. Room counts the tokens of all running sequences and all
-    kept prefixes.
-    """
+    """One loaded model folder behind the seam: a sequence owns its KV while it runs, and a prefix that others hold is copied in."""
 
     def __init__(self, options: EngineOptions) -> None:
         self._model = MlxModel(options)

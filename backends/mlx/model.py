@@ -6,7 +6,6 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from collections.abc import Sequence as Items
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ KV_MEMORY_SHARE = 0.25
 KV_BITS = 8
 # One entry a layer; each is an mlx_lm KVCache or QuantizedKVCache of one sequence.
 Caches = list[Any]
-LoadErrors = (ValueError, TypeError, KeyError, OSError, RuntimeError)
 
 
 class BrokenOff(Exception):
@@ -52,7 +50,7 @@ class MlxModel:
             self._model = self._load()
             caches = self.new_caches()
             mx.eval(self._model(mx.array([[0]]), cache=caches))
-        except LoadErrors as error:
+        except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
             raise ModelLoadError(f"{options.path} could not be loaded: {' '.join(str(error).split())[:300]}") from error
         self.kv_token_bytes = max(1, sum(int(cache.nbytes) for cache in caches) // int(caches[0].step))
         self.spec = self._describe(options)
@@ -109,12 +107,12 @@ class MlxModel:
         width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
         return [QuantizedKVCache(64 if width % 64 == 0 else 32, KV_BITS) for _ in caches] if self._is_quantized else caches
 
-    def decode(self, tokens: Items[int], caches: Items[Caches]) -> Vector:
+    def decode(self, tokens: list[int], caches: list[Caches]) -> Vector:
         """One token for each of several sequences: logits float32 [len(tokens), vocab_size]."""
-        layers = list(caches[0]) if len(caches) == 1 else [_Together(layer) for layer in zip(*caches, strict=True)]
+        layers = caches[0] if len(caches) == 1 else [_Together(list(layer)) for layer in zip(*caches, strict=True)]
         return self._logits(self._model(mx.array(tokens)[:, None], cache=layers))
 
-    def prefill(self, tokens: Items[int], caches: Caches, look: Callable[[], bool] | None) -> Callable[[], Vector]:
+    def prefill(self, tokens: list[int], caches: Caches, look: Callable[[], bool] | None) -> Callable[[], Vector]:
         """Compute some tokens of one sequence; the result gives the logits [vocab_size] after the last one, which few callers need.
 
         `look` is asked between layers; raises BrokenOff when it says True.
@@ -141,7 +139,7 @@ class _Together:
     put side by side, padded on the right, for one layer at a time.
     """
 
-    def __init__(self, caches: Items[Any]) -> None:
+    def __init__(self, caches: list[Any]) -> None:
         self._caches = caches
         lengths = [cache.offset for cache in caches]
         self._width = max(lengths) + 1

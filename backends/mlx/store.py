@@ -13,8 +13,8 @@ from backends.mlx.model import Caches
 from backends.prefix_tree import Match, PrefixTree, Tokens
 from backends.sequence import CacheScope
 
-# One layer: keys and values, each one array, or three when quantized; tokens are counted along the last axis but one.
-Layer = Any
+# For each layer keys and values, each one array, or three when quantized; tokens are counted along the last axis but one.
+Kv = list[Any]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,22 +25,22 @@ class _Entry:
     handle: int
     start: int
     stop: int
-    layers: list[Layer]
+    layers: Kv
     num_children: int = 0
 
-    def head(self, count: int) -> list[Layer]:
+    def head(self, count: int) -> Kv:
         """The KV of its first `count` tokens."""
         return [tree_map(lambda part: part[..., :count, :], layer) for layer in self.layers]
 
 
-def cut(caches: Caches, start: int, stop: int) -> list[Layer]:
+def cut(caches: Caches, start: int, stop: int) -> Kv:
     """Copies of the tokens from `start` to `stop`, which keep nothing else alive."""
     layers = [tree_map(lambda part: mx.contiguous(part[..., start:stop, :]), (cache.keys, cache.values)) for cache in caches]
     mx.eval(layers)
     return layers
 
 
-def paste(caches: Caches, pieces: list[list[Layer]]) -> None:
+def paste(caches: Caches, pieces: list[Kv]) -> None:
     """Empty caches now hold these pieces, one after the other."""
     for i, cache in enumerate(caches):
         joined = tree_map(lambda *parts: mx.concatenate(parts, axis=-2), *(piece[i] for piece in pieces))
@@ -66,11 +66,11 @@ class PrefixStore:
         """The longest kept prefix of `tokens`. Changes nothing."""
         return self._tree.match(tokens, scope)
 
-    def pieces(self, match: Match) -> list[list[Layer]]:
+    def pieces(self, match: Match) -> list[Kv]:
         """The KV of a match, first tokens first, which counts as used."""
         entry, length = self._covering(match)
         self._touch(entry)
-        pieces: list[list[Layer]] = []
+        pieces: list[Kv] = []
         while entry is not None:
             pieces.append(entry.head(length - entry.start))
             length, entry = entry.start, entry.parent

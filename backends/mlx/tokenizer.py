@@ -30,6 +30,9 @@ class FolderTokenizer:
         self.chat_template = _template(folder)
         self.eos_token_ids = folder.eos_token_ids
         self._specials: dict[str, int] = {token["content"]: token["id"] for token in added}
+        self.bos_text, self.eos_text = (_spelling(folder.tokenizer.get(name)) for name in ("bos_token", "eos_token"))
+        begun = self._whole.encode("", add_special_tokens=True).tokens[:1] == [self.bos_text]
+        self.adds_bos = bool(self.bos_text) and bool(folder.tokenizer.get("add_bos_token", begun))
         self._controls = {token["id"] for token in added if token["special"]}
         self._spelled: dict[int, bytes] = {token["id"]: token["content"].encode() for token in added}
         self._bytes = _byte_of_letter()
@@ -50,6 +53,10 @@ class FolderTokenizer:
 
     def special_texts(self) -> tuple[str, ...]:
         return tuple(self._specials)
+
+
+def _spelling(token: object) -> str:
+    return str(token.get("content", "") if isinstance(token, dict) else token or "")
 
 
 def _template(folder: ModelFolder) -> str | None:

@@ -44,6 +44,7 @@ def test_both_tokenizers_know_the_same_words(pair: tuple[LlamaTokenizer, FolderT
     assert ours.vocab_size == theirs.vocab_size
     assert ours.eos_token_ids == theirs.eos_token_ids
     assert ours.chat_template == theirs.chat_template
+    assert (ours.bos_text, ours.eos_text, ours.adds_bos) == (theirs.bos_text, theirs.eos_text, theirs.adds_bos)
     assert set(ours.special_texts()) == set(theirs.special_texts())
     assert {text: ours.special_id(text) for text in ours.special_texts()} == {
         text: theirs.special_id(text) for text in ours.special_texts()
@@ -119,6 +120,13 @@ def test_another_kind_of_tokenizer_is_refused_and_a_template_file_wins(folder: P
     _edit(folder, "tokenizer.json", decoder={"type": "Metaspace"})
     with pytest.raises(ModelLoadError, match="not a byte-level tokenizer"):
         FolderTokenizer(str(folder))
+
+
+def test_the_first_token_is_the_folders_own_affair(folder: Path) -> None:
+    assert FolderTokenizer(str(folder)).bos_text == ""
+    _edit(folder, "tokenizer_config.json", bos_token={"content": "<|endoftext|>"}, add_bos_token=True)
+    named = FolderTokenizer(str(folder))
+    assert (named.bos_text, named.adds_bos) == ("<|endoftext|>", True)
 
 
 def test_the_digest_follows_the_files(folder: Path) -> None:
