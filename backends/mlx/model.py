@@ -84,7 +84,7 @@ class MlxModel:
         return ModelSpec(
             name=options.name,
             engine="mlx",
-            engine_version=f"mlx-lm {version('mlx-lm')}, mlx {mx.__version__}",
+            engine_version=f"mlx-lm {version('mlx-lm')}, mlx {version('mlx')}",
             sha256=folder.sha256(),
             quantization=f"{quantization['bits']} bits" if "bits" in quantization else str(folder.config.get("torch_dtype", "")),
             context_length=min(context_length, num_kv_tokens),
