@@ -74,7 +74,7 @@ class EngineOptions:
     f16 or q8_0 (MLX keeps what is not q8_0 in the type that the model computes in).
 
     For MLX alone: `mlx_batch` lets a GPU answer several at once (Metal has panicked under concurrent streams), `set_wired_limit` pins the
-    memory (panics again), `memory_limit_bytes` is what the process may take, 0 meaning most of what the device recommends. It has no use
+    memory (panics again), `memory_limit_bytes` is what the process may take, 0 meaning what the machine can spare. It has no use
     for `threads` and `flash_attention`, and of `gpu_layers` it only knows none and all.
     """
 

@@ -16,13 +16,11 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_model
 
+from backends.fit import this_machine
 from backends.mlx.folder import ModelFolder
 from backends.protocol import EngineOptions, ModelLoadError, ModelSpec
 from backends.sampling import Vector
 
-# What a pass needs besides weights and KV is not predicted but kept free: preflights without slack were seen to die all the same.
-MEMORY_SHARE = 0.85
-KV_MEMORY_SHARE = 0.25
 KV_BITS = 8
 # One entry a layer; each is an mlx_lm KVCache or QuantizedKVCache of one sequence.
 Caches = list[Any]
@@ -40,7 +38,7 @@ class MlxModel:
         if options.gpu_layers == 0:
             mx.set_default_device(mx.cpu)
         self.is_on_gpu = mx.default_device() == mx.gpu
-        self.memory_limit = options.memory_limit_bytes or int(MEMORY_SHARE * _device_memory())
+        self.memory_limit = options.memory_limit_bytes or this_machine().budget_bytes
         mx.set_memory_limit(self.memory_limit)
         if options.set_wired_limit and self.is_on_gpu:
             mx.set_wired_limit(self.memory_limit)
@@ -78,7 +76,7 @@ class MlxModel:
         weight_bytes = sum(int(array.nbytes) for _, array in tree_flatten(self._model.parameters()))
         trained = int(folder.config.get("max_position_embeddings") or 4096)
         context_length = min(options.context_length or trained, trained)
-        room = min(self._room_beside(weight_bytes), int(_device_memory() * KV_MEMORY_SHARE)) // self.kv_token_bytes
+        room = self._room_beside(weight_bytes) // self.kv_token_bytes
         num_kv_tokens = options.num_kv_tokens or min(context_length * 4, room)
         quantization = folder.config.get("quantization") or {}
         return ModelSpec(
@@ -174,12 +172,6 @@ class _Watched:
         if self._look():
             raise BrokenOff
         return self._cache.update_and_fetch(keys, values)
-
-
-def _device_memory() -> int:
-    """Bytes that the device can use: Metal's recommended working set, elsewhere all memory."""
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    return int(recommended or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _footprint() -> int:
