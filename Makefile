@@ -61,10 +61,14 @@ e2e: .venv/.setup-dev ## only the browser tests
 soak: .venv/.setup-dev ## the long tests
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
+ends: .venv/.setup-dev ## run the MLX tests with the oldest mlx-lm that pyproject.toml allows; `make test` runs the newest
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target .venv/mlx-low mlx-lm==0.32.0
+	@PYTHONPATH=.venv/mlx-low $(BIN)/python -m pytest tests/conformance tests/backends/mlx -m "not soak" $(ARGS)
+
 lock: .venv/.setup-dev ## resolve the dependencies again into requirements/ (needs uv)
 	@for extra in base llama mlx dev; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    $$([ $$extra = base ] || echo "--extra $$extra -c requirements/base.txt") pyproject.toml -o requirements/$$extra.txt; \
 	done
 
-.PHONY: help setup run test check fmt bench e2e soak lock
+.PHONY: help setup run test check fmt bench e2e soak ends lock

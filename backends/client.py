@@ -7,7 +7,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, ModelSpec
+from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineError, ModelSpec, NoMemory
 from backends.sequence import CacheScope, FinishReason, Priority, SamplingParams, Thinking
 from backends.wire import (
     Abort,
@@ -45,7 +45,7 @@ class TokenStream:
         self._client = client
         self._events: deque[TokenEvent] = deque()
         self._wakeup = asyncio.Event()
-        self._error: EngineDied | None = None
+        self._error: EngineError | None = None
         self._is_over = False
 
     @property
@@ -70,8 +70,8 @@ class TokenStream:
         self._events.append(event)
         self._wakeup.set()
 
-    def fail(self, error: EngineDied) -> None:
-        """Called by the client when the engine is gone."""
+    def fail(self, error: EngineError) -> None:
+        """Called by the client when the engine is gone or has refused."""
         self._error = error
         self._wakeup.set()
 
@@ -79,7 +79,7 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> list[TokenEvent]:
-        """Raises EngineDied when the engine ends; stops after the event with a finish reason, or after `abort`."""
+        """Raises EngineDied when the engine ends, NoMemory when it refuses; stops after a finish reason, or after `abort`."""
         while not self._events:
             if self._is_over:
                 raise StopAsyncIteration
@@ -271,6 +271,9 @@ class EngineClient:
             stream.has_started = True
         if event.finish_reason is not None:
             self.forget(event.seq_id)
+            if event.finish_reason is FinishReason.NO_MEMORY:
+                stream.fail(NoMemory("there is not enough memory for this request now; ask for fewer tokens or try again later"))
+                return
             if event.finish_reason is not FinishReason.ABORT:
                 self._answer_s += 0.2 * (time.monotonic() - stream.began - self._answer_s)
         stream.push(event)

@@ -72,9 +72,6 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self._tips)
 
-    def __contains__(self, handle: int) -> bool:
-        return handle in self._tips
-
     def insert(self, handle: int, tokens: Tokens, scope: CacheScope, ready: int) -> None:
         """Hold `tokens` under `handle`, replacing what it held before."""
         self.remove(handle)

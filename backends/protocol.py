@@ -15,6 +15,7 @@ class EngineError(Exception):
     ├── ModelLoadError     the model file cannot be served (broken, missing, does not fit)
     ├── ContextTooLong     prompt does not fit the context
     ├── EngineBusy         the queue is full
+    ├── NoMemory           prompt and budget would not fit the memory that is left now
     ├── EngineDown         no engine is running; says why
     ├── EngineDied         the engine ended while this request was in it
     └── EmptyAnswer        the model ended without a word
@@ -42,6 +43,12 @@ class EngineBusy(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class NoMemory(EngineError):
+    """The engine refused a request before computing anything; something smaller, or the same later, may pass."""
+
+    retry_after_s = 10
+
+
 class EngineDown(EngineError):
     """No engine is running now. `retry_after_s` is None when it will not come back by itself."""
 
@@ -63,8 +70,12 @@ class EngineOptions:
     """How a model is loaded. Zero means "let the engine choose": the trained context, four of them of KV room, all cores.
 
     `num_kv_tokens` is shared by all sequences and kept prefixes; `batch_tokens` bounds one forward pass; `gpu_layers` -1 offloads
-    everything that fits; `flash_attention` None
-    means off for a small model on a CPU and llama.cpp's choice elsewhere; `kv_type` is f32, f16 or q8_0.
+    everything that fits; `flash_attention` None means off for a small model on a CPU and llama.cpp's choice elsewhere; `kv_type` is f32,
+    f16 or q8_0 (MLX keeps what is not q8_0 in the type that the model computes in).
+
+    For MLX alone: `mlx_batch` lets a GPU answer several at once (Metal has panicked under concurrent streams), `set_wired_limit` pins the
+    memory (panics again), `memory_limit_bytes` is what the process may take, 0 meaning what the machine can spare. It has no use
+    for `threads` and `flash_attention`, and of `gpu_layers` it only knows none and all.
     """
 
     path: str
@@ -77,6 +88,9 @@ class EngineOptions:
     gpu_layers: int = -1
     flash_attention: bool | None = None
     kv_type: str = "f16"
+    mlx_batch: bool = False
+    set_wired_limit: bool = False
+    memory_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +131,13 @@ class CacheStats:
 
 
 class Admission(Enum):
-    """May a sequence start now? WAIT: a running sequence is computing its prefix; FULL: no room until something ends."""
+    """May a sequence start now? WAIT: a running sequence is computing its prefix; FULL: no room until something ends; REFUSED: memory
+    for its prompt and budget is missing though nothing runs."""
 
     YES = auto()
     WAIT = auto()
     FULL = auto()
+    REFUSED = auto()
 
 
 class OutOfRoom(EngineError):
@@ -149,7 +165,10 @@ class Backend(Protocol):
         """Release the place; the sequence's reusable KV stays as a prefix until evicted."""
 
     def watch(self, should_break_off: Callable[[], bool]) -> None:
-        """During a long forward pass, call this now and then; when it says True, break the pass off with nothing computed."""
+        """During a long forward pass, call this now and then; when it says True, break the pass off.
+
+        What the pass had not finished counts as not computed and is done again.
+        """
 
     def cache_stats(self) -> CacheStats: ...
 

@@ -83,6 +83,8 @@ class Scheduler:
                 case Admission.YES:
                     self.waiting.remove(seq)
                     self._start(seq)
+                case Admission.REFUSED:
+                    self._finish(seq, FinishReason.NO_MEMORY)
                 case Admission.FULL:
                     break
                 case Admission.WAIT:

@@ -19,6 +19,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     REPETITION = "repetition"
     ABORT = "abort"
+    NO_MEMORY = "no_memory"
 
 
 class Priority(Enum):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from backends.protocol import Backend, EngineOptions, ModelLoadError
+from backends.registry import make_backend
 from backends.scheduler import Scheduler
 from backends.sequence import Priority, SamplingParams, Sequence
 from backends.wire import (
@@ -22,6 +23,7 @@ from backends.wire import (
     Stats,
     Submit,
     ToEngine,
+    TokenEvent,
     Tokens,
     ToWeb,
     Unframer,
@@ -32,13 +34,6 @@ from backends.wire import (
 BEAT_EVERY_S = 0.5
 RECEIVE_BYTES = 1 << 20
 LOAD_FAILED_EXIT = 3
-
-
-def make_backend(options: EngineOptions) -> Backend:
-    """Build the backend on the calling thread, which must be the one that steps it."""
-    from backends.llamacpp.backend import LlamaBackend
-
-    return LlamaBackend(options)
 
 
 class Worker:
@@ -61,8 +56,7 @@ class Worker:
         self._is_open = False
 
     def run(self) -> None:
-        """Prove that the model decodes, say so, then serve."""
-        self._decode_one()
+        """Say that the model is loaded, then serve."""
         self._send(Loaded(self._backend.spec))
         while self._is_open:
             self._receive(wait_ms=0 if self._scheduler.has_work else int(BEAT_EVERY_S * 1000))
@@ -73,11 +67,15 @@ class Worker:
                 self._send(Tokens(events))
             self._beat()
 
-    def _decode_one(self) -> None:
+    def prove(self) -> None:
+        """Decode a token. Raises ModelLoadError when that cannot be done."""
         token = self._backend.spec.eos_token_ids[0] if self._backend.spec.eos_token_ids else 0
         self._scheduler.submit(Sequence(0, [token], 1, SamplingParams(max_tokens=1)))
+        events: list[TokenEvent] = []
         while self._scheduler.has_work:
-            self._scheduler.step()
+            events += self._scheduler.step()
+        if not any(event.token_id >= 0 for event in events):
+            raise ModelLoadError("the model was loaded, but there is no memory left to decode with it")
 
     def _receive(self, wait_ms: int) -> None:
         """Obey what has come; with nothing to do, wait for something."""
@@ -152,10 +150,11 @@ def main(arguments: list[str], factory: Callable[[EngineOptions], Backend] = mak
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         backend = factory(options)
+        worker = Worker(sock, backend)
+        worker.prove()
     except ModelLoadError as error:
         sock.sendall(encode(LoadFailed(str(error))))
         return LOAD_FAILED_EXIT
-    worker = Worker(sock, backend)
     signal.signal(signal.SIGTERM, lambda *_: worker.close())
     try:
         worker.run()

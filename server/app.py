@@ -11,6 +11,7 @@ from typing import get_args
 from fastapi import FastAPI
 
 from backends.client import EngineClient
+from backends.fit import GIB
 from backends.mini.shop import Language, load_shop
 from backends.protocol import EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
 from backends.sequence import SamplingParams
@@ -111,7 +112,7 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
     path = settings.model or BUILT_IN
     return EngineOptions(
         path=str(path),
-        name=path.stem,
+        name=path.name if path.is_dir() else path.stem,
         max_sequences=settings.max_sequences,
         context_length=settings.context_length,
         num_kv_tokens=settings.num_kv_tokens,
@@ -119,6 +120,9 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         gpu_layers=settings.gpu_layers,
         flash_attention=settings.flash_attention,
         kv_type=settings.kv_type,
+        mlx_batch=settings.mlx_batch,
+        set_wired_limit=settings.set_wired_limit,
+        memory_limit_bytes=int(settings.memory_gib * GIB),
     )
 
 

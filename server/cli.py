@@ -27,7 +27,7 @@ from server.settings import BadSettings, Settings, load_settings
 if TYPE_CHECKING:
     from server.doctor import Finding
 
-ADVICE = "Check the file, or leave --model out to serve the built-in model."
+ADVICE = "Check the model, or leave --model out to serve the built-in model."
 EXIT_BROKEN, EXIT_USAGE = 1, 2
 
 
@@ -167,9 +167,8 @@ cli.add_typer(service_cli, name="service")
 
 def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:
     # These take seconds to import; a port in use or a bad setting is told before.
-    from backends.llamacpp.model import check_gguf
-    from backends.llamacpp.tokenizer import LlamaTokenizer
     from backends.protocol import ModelLoadError
+    from backends.registry import check_model, make_tokenizer
     from backends.supervisor import Supervisor
     from feedback.database import RecordUnavailable
     from server.app import create_app, engine_options, make_upstream
@@ -182,9 +181,9 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
         if url_there := settings.upstream.base_url:
             app = create_app(settings, make_upstream(settings.upstream), None)
         else:
-            check_gguf(Path(options.path))
+            check_model(options.path)
             supervisor = Supervisor(options, settings.engine.max_waiting)
-            app = create_app(settings, supervisor, partial(LlamaTokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
+            app = create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
     except ModelLoadError as error:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import feedback.record
-from backends.protocol import ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError
+from backends.protocol import ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError, NoMemory
 from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
 from feedback.database import RecordUnavailable
 from feedback.signals import KeyReused
@@ -100,6 +100,7 @@ STATUS: dict[type[Exception], Row] = {
     KeyReused: Row(409, _REQUEST, "idempotency_key_reused"),
     HeadersTooLarge: Row(431, _REQUEST, "headers_too_large"),
     EngineBusy: Row(503, _SERVER, "queue_full"),
+    NoMemory: Row(503, _SERVER, "out_of_memory"),
     EngineDown: Row(503, _SERVER, "engine_down"),
     EngineDied: Row(503, _SERVER, "engine_died", "the engine stopped while it worked on this request; please try again"),
     UpstreamRefused: Row(400, _REQUEST, "upstream_refused"),

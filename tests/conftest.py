@@ -13,7 +13,8 @@ from feedback.record import Record
 # Several engines on two cores starve each other when OpenMP threads spin; engines started by tests inherit this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-MINI = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
+WEIGHTS = Path(__file__).parents[1] / "backends" / "mini" / "weights"
+MINI = WEIGHTS / "kefu-mini.gguf"
 
 
 def has_ipv6_loopback() -> bool:
@@ -29,6 +30,12 @@ def has_ipv6_loopback() -> bool:
 def model_path() -> str:
     """A real model: kefu-mini, or the GGUF file named by TEST_MODEL."""
     return os.environ.get("TEST_MODEL", str(MINI))
+
+
+@pytest.fixture(scope="session")
+def mlx_path() -> str:
+    """The same model as an MLX folder, or the one named by TEST_MLX_MODEL."""
+    return os.environ.get("TEST_MLX_MODEL", str(WEIGHTS / "mlx"))
 
 
 @pytest.fixture

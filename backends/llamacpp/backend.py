@@ -5,33 +5,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from backends.llamacpp.cells import CellLedger
 from backends.llamacpp.model import MAX_CACHED_SEQUENCES, Decoded, LlamaModel, Row
-from backends.llamacpp.sampler import Sampler
+from backends.pacing import HEADROOM_TOKENS, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree, Tokens
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
-from backends.sequence import CacheScope, Sequence, SequenceStatus
-
-Vector = npt.NDArray[np.float32]
-
-# Waiting for another sequence's prefill pays only when it saves more than this many tokens.
-MIN_SHARED_WAIT = 24
-# While somebody's answer is being written, a forward pass should not take longer than this, whoever else has a prompt to compute.
-STEP_TARGET_S = 0.5
-MIN_CHUNK = 32
-HEADROOM_TOKENS = 32
+from backends.sampling import choose
+from backends.sequence import CacheScope, Sequence
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A running sequence's place: its llama.cpp sequence id and its sampler."""
+    """A running sequence's place: its llama.cpp sequence id."""
 
     seq: Sequence
     handle: int
-    sampler: Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +36,13 @@ class LlamaBackend:
     def __init__(self, options: EngineOptions) -> None:
         self._model = LlamaModel(options)
         self.spec = self._model.spec
-        self._chunk = self._max_batch = options.batch_tokens
+        self._pace = Pace(options.batch_tokens)
         self._cells = CellLedger(self.spec.num_kv_tokens)
         self._tree = PrefixTree()
         self._handles = list(range(options.max_sequences + MAX_CACHED_SEQUENCES))
         self._runs: dict[int, _Run] = {}
-        self._samplers: dict[int, Sampler] = {}
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._num_evicted = 0
-        self._scratch = np.empty(self._model.vocab_size, np.float32)
 
     def admission(self, seq: Sequence) -> Admission:
         if len(self._runs) >= self.spec.max_sequences:
@@ -84,12 +70,11 @@ class LlamaBackend:
         self._cells.pin(handle)
         self._tree.insert(handle, tokens, seq.scope, ready=match.length)
         seq.num_computed = match.length
-        sampler = self._samplers.pop(seq.seq_id, None) or Sampler(seq.sampling, self._model.vocab_size)
-        self._runs[seq.seq_id] = _Run(seq, handle, sampler)
+        self._runs[seq.seq_id] = _Run(seq, handle)
         return match.length
 
     def step(self) -> list[StepOutput]:
-        chunks = self._plan()
+        chunks = [(self._runs[seq.seq_id], n) for seq, n in self._pace.plan(run.seq for run in self._runs.values())]
         count = sum(n for _, n in chunks)
         if not count:
             return []
@@ -101,21 +86,18 @@ class LlamaBackend:
                 raise OutOfRoom
             case Decoded.BROKEN_OFF:
                 return []
-        self._adapt_chunk(count, time.perf_counter() - began)
+        self._pace.learn(count, time.perf_counter() - began)
         for run, n in chunks:
             self._cells.grow(run.handle, n)
             run.seq.num_computed += n
             if run.seq.num_computed <= run.seq.num_prompt_tokens:
                 self._tree.advance(run.handle, run.seq.num_computed)
-        return self._sample(rows, [run for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens])
+        ready = [run.seq for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens]
+        return [choose(seq, logits) for seq, logits in zip(ready, self._model.logits(len(ready)), strict=True)] if ready else []
 
     def stop(self, seq: Sequence) -> None:
         run = self._runs.pop(seq.seq_id)
         self._cells.unpin(run.handle)
-        if seq.status is SequenceStatus.FINISHED:
-            run.sampler.close()
-        else:
-            self._samplers[seq.seq_id] = run.sampler
         self._keep(run.handle, tuple(seq.token_ids[: seq.reusable_len]), seq.scope)
 
     def watch(self, should_break_off: Callable[[], bool]) -> None:
@@ -126,65 +108,16 @@ class LlamaBackend:
         return CacheStats(self._cells.num_cells, used, len(self._entries), self._num_evicted)
 
     def close(self) -> None:
-        for sampler in [*self._samplers.values(), *(run.sampler for run in self._runs.values())]:
-            sampler.close()
-        self._samplers.clear()
         self._runs.clear()
         self._model.close()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
-
-    def _plan(self) -> list[tuple[_Run, int]]:
-        """Everybody who decodes gets all their few tokens; the rest of the chunk is shared evenly among the prompts, short ones first."""
-        pending = sorted((run for run in self._runs.values() if run.seq.num_uncomputed), key=lambda run: run.seq.num_uncomputed)
-        someone_decodes = any(run.seq.num_computed >= run.seq.num_prompt_tokens for run in pending)
-        left = self._chunk + len(pending) if someone_decodes else self._max_batch
-        chunks: list[tuple[_Run, int]] = []
-        for i, run in enumerate(pending):
-            share = max(1, left // (len(pending) - i))
-            n = min(run.seq.num_uncomputed, share, self._max_batch - sum(m for _, m in chunks))
-            if n > 0:
-                chunks.append((run, n))
-                left = max(0, left - n)
-        return chunks
-
-    def _adapt_chunk(self, count: int, seconds: float) -> None:
-        """Aim prefill passes at STEP_TARGET_S on this machine."""
-        if count >= MIN_CHUNK and seconds > 0:
-            wanted = int(count / seconds * STEP_TARGET_S)
-            self._chunk = max(MIN_CHUNK, min(self._max_batch, (self._chunk + wanted) // 2))
 
     def _rows(self, run: _Run, count: int) -> list[Row]:
         seq = run.seq
         start, stop = seq.num_computed, seq.num_computed + count
         last = len(seq.token_ids) - 1 if seq.sampling.max_tokens else -1
         return [Row(run.handle, seq.token_ids[i], i, i == last) for i in range(start, stop)]
-
-    def _sample(self, rows: list[Row], runs: list[_Run]) -> list[StepOutput]:
-        if not runs:
-            return []
-        index = {row.seq_id: i for i, row in enumerate(rows) if row.wants_logits}
-        outputs = []
-        for logits, run in zip(self._model.logits(len(runs)), runs, strict=True):
-            greedy = run.sampler.is_plain_greedy
-            token_id = int(logits.argmax()) if greedy else run.sampler.sample(self._model.context, index[run.handle])
-            norm = self._log_sum_exp(logits)
-            top = self._top(logits, norm, run.seq.sampling.num_top_logprobs)
-            outputs.append(StepOutput(run.seq, token_id, float(logits[token_id]) - norm, top))
-        return outputs
-
-    def _log_sum_exp(self, logits: Vector) -> float:
-        peak = logits.max()
-        np.exp(np.subtract(logits, peak, out=self._scratch), out=self._scratch)
-        return float(peak + np.log(self._scratch.sum()))
-
-    @staticmethod
-    def _top(logits: Vector, norm: float, count: int) -> tuple[tuple[int, float], ...]:
-        if not count:
-            return ()
-        best = np.argpartition(-logits, count)[:count]
-        best = best[np.argsort(-logits[best], kind="stable")]
-        return tuple((int(token), float(logits[token] - norm)) for token in best)
 
     # -- kept prefixes -----------------------------------------------------------------------------------------------
 

@@ -21,10 +21,6 @@ class CellLedger:
     def num_free(self) -> int:
         return len(self._free)
 
-    def length(self, seq_id: int) -> int:
-        """Tokens held by a sequence id."""
-        return len(self._rows.get(seq_id, ()))
-
     def num_unpinned(self, seq_id: int, length: int) -> int:
         """How many of the first `length` cells of a sequence id no running sequence holds."""
         return sum(1 for cell in self._rows[seq_id][:length] if not self._pins[cell])

@@ -212,10 +212,6 @@ class LlamaModel:
         pointer = lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(num_outputs * self.vocab_size,)).reshape(num_outputs, self.vocab_size)
 
-    @property
-    def context(self) -> lib.llama_context_p:
-        return self._context
-
     def close(self) -> None:
         """Free context and model. Idempotent."""
         if self._context:

@@ -23,6 +23,7 @@ FINISH: dict[FinishReason, Finish] = {
     FinishReason.LENGTH: "length",
     FinishReason.REPETITION: "length",
     FinishReason.ABORT: "abort",
+    FinishReason.NO_MEMORY: "error",
 }
 
 

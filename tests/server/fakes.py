@@ -97,8 +97,8 @@ class ScriptedTokens(_Script[list[TokenEvent]]):
     def push(self, *events: TokenEvent) -> None:
         self._items.put_nowait(list(events))
 
-    def die(self) -> None:
-        self._items.put_nowait(EngineDied("gone"))
+    def die(self, error: Exception | None = None) -> None:
+        self._items.put_nowait(error or EngineDied("gone"))
 
     def close_thought(self) -> None:
         self.num_closes += 1

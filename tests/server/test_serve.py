@@ -275,3 +275,16 @@ def test_a_pulled_model_is_served_by_its_name(model_path: str, tmp_path: Path) -
     with _serve("qwen3-0.6b", tmp_path / "data", KEFU_MODELS__DIR=str(tmp_path / "models")) as server:
         assert server.model == "qwen3-0.6b"
         assert server.client.chat.completions.create(model="qwen3-0.6b", messages=ASK, max_tokens=3).usage
+
+
+def test_an_mlx_folder_is_served_the_same_way(mlx_path: str, tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    with _serve(mlx_path, tmp_path) as server:
+        asked: dict[str, Any] = {"model": server.model, "messages": [{"role": "user", "content": "When do you open?"}], "max_tokens": 12}
+        whole = server.client.chat.completions.create(**asked, seed=5, logprobs=True, extra_body={"thinking_budget": 0})
+        again = server.client.chat.completions.create(**asked, seed=5, extra_body={"thinking_budget": 0})
+        assert whole.choices[0].message.content == again.choices[0].message.content
+        assert whole.usage and again.usage and again.usage.prompt_tokens_details
+        assert 1 <= whole.usage.completion_tokens <= 12
+        assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
+        assert whole.system_fingerprint and whole.system_fingerprint.startswith("mlx-lm")

@@ -35,4 +35,3 @@ def test_free_and_pinned_counts_follow_the_cells_really_held(steps: list[tuple[s
         held = {cell for row in rows.values() for cell in row}
         assert ledger.num_free == 30 - len(held)
         assert ledger.num_pinned == len({cell for seq_id in pinned for cell in rows.get(seq_id, [])})
-        assert all(ledger.length(seq_id) == len(row) for seq_id, row in rows.items())

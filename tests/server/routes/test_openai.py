@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from backends.protocol import EngineBusy, EngineDown
+from backends.protocol import EngineBusy, EngineDown, NoMemory
 from backends.sequence import FinishReason
 from server.auth import new_key
 from server.errors import STATUS
@@ -222,6 +222,18 @@ async def test_an_engine_that_dies_ends_the_stream_with_an_error_and_no_done(cli
     _check_error(await whole, 503, "engine_died")
     engine.script = tokens(SAID)
     assert (await client.post("/v1/chat/completions", json=ASK)).status_code == 200
+
+
+async def test_a_request_that_memory_cannot_hold_is_a_503_that_says_when_to_come_back(
+    client: httpx.AsyncClient, engine: ScriptedEngine
+) -> None:
+    async def refuse() -> None:
+        while not engine.submitted:
+            await asyncio.sleep(0.01)
+        engine.submitted[0].die(NoMemory("no room"))
+
+    reply, _ = await asyncio.gather(client.post("/v1/chat/completions", json=ASK), refuse())
+    assert (reply.status_code, reply.json()["error"]["code"], reply.headers["retry-after"]) == (503, "out_of_memory", "10")
 
 
 async def test_cancel_by_id_ends_the_stream_and_only_its_owner_can(make_app: MakeApp, engine: ScriptedEngine) -> None:

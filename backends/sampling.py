@@ -1,0 +1,85 @@
+"""Token choice from logits in NumPy: the same for every backend."""
+
+from collections import Counter
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.protocol import StepOutput
+from backends.sequence import SamplingParams, Sequence
+
+Vector = npt.NDArray[np.float32]
+
+PENALTY_WINDOW = 256
+
+
+def choose(seq: Sequence, logits: Vector) -> StepOutput:
+    """The next token of `seq`, from the logits [vocab_size] after its last one, with the logprobs it asked for."""
+    token_id = pick(logits, seq.sampling, seq.token_ids[seq.num_prompt_tokens :])
+    peak = logits.max()
+    norm = float(peak + np.log(np.exp(logits - peak).sum()))
+    return StepOutput(seq, token_id, float(logits[token_id]) - norm, _top(logits, norm, seq.sampling.num_top_logprobs))
+
+
+def pick(logits: Vector, params: SamplingParams, written: list[int]) -> int:
+    """The next token, from logits [vocab_size] and the tokens written so far.
+
+    The draw depends on the seed and on how many tokens are written, on nothing else. Candidates stand in the order of their ids, so that
+    the last bits of a logit can move a boundary between two tokens a little, but never exchange them.
+    """
+    if params.logit_bias:
+        logits = logits.copy()
+        logits[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), np.float32)
+    is_greedy = params.temperature == 0
+    candidates = None if is_greedy else _candidates(logits, params)
+    if (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0):
+        logits = _penalized(logits, params, written)
+    values = logits if candidates is None else logits[candidates]
+    at = int(values.argmax()) if is_greedy else _draw(values, params.temperature, Random(params.seed << 32 | len(written)).random())
+    return at if candidates is None else int(candidates[at])
+
+
+def _draw(values: Vector, temperature: float, point: float) -> int:
+    """The value above which `point` of [0, 1) falls, once they share it by their softmax."""
+    weights = np.cumsum(np.exp((values - values.max()) / temperature), dtype=np.float64)
+    return min(int(np.searchsorted(weights, point * weights[-1], side="right")), len(values) - 1)
+
+
+def _candidates(logits: Vector, params: SamplingParams) -> npt.NDArray[np.intp] | None:
+    """Ids that top-k, top-p and min-p leave, ascending; None when they leave all."""
+    ids = np.argpartition(logits, -params.top_k)[-params.top_k :] if 0 < params.top_k < len(logits) else None
+    if params.top_p < 1.0 or params.min_p > 0.0:
+        values = logits if ids is None else logits[ids]
+        left = _likely(np.exp(values - values.max()), params)
+        ids = left if ids is None else ids[left]
+    return None if ids is None else np.sort(ids)
+
+
+def _likely(weights: Vector, params: SamplingParams) -> npt.NDArray[np.intp]:
+    """Indices that top-p and min-p leave; the weights are relative to the largest."""
+    total = float(weights.sum(dtype=np.float64))
+    # All that lies below this share together weighs less than what top-p cuts off, so it need not be sorted.
+    order = np.flatnonzero(weights >= (1.0 - params.top_p) * total / len(weights))
+    order = order[np.argsort(-weights[order], kind="stable")]
+    if params.top_p < 1.0:
+        order = order[: np.searchsorted(np.cumsum(weights[order], dtype=np.float64), params.top_p * total) + 1]
+    return order[weights[order] >= params.min_p]
+
+
+def _penalized(logits: Vector, params: SamplingParams, written: list[int]) -> Vector:
+    """Repetition penalty of Keskar et al. (2019, CTRL), presence and frequency penalty as OpenAI defines them."""
+    logits = logits.copy()
+    for token, count in Counter(written[-PENALTY_WINDOW:]).items():
+        value = logits[token]
+        value = value * params.repetition_penalty if value <= 0 else value / params.repetition_penalty
+        logits[token] = value - count * params.frequency_penalty - params.presence_penalty
+    return logits
+
+
+def _top(logits: Vector, norm: float, count: int) -> tuple[tuple[int, float], ...]:
+    if not count:
+        return ()
+    best = np.argpartition(-logits, count)[:count]
+    best = best[np.argsort(-logits[best], kind="stable")]
+    return tuple((int(token), float(logits[token] - norm)) for token in best)

@@ -1,0 +1,138 @@
+"""What is MLX's own: loading, quantized KV, the memory guard, the wired limit, breaking off between layers."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mlx_lm")
+
+import mlx.core as mx
+
+from backends.mlx import model
+from backends.mlx.backend import MlxBackend
+from backends.protocol import Admission, ModelLoadError
+from backends.scheduler import Scheduler
+from backends.sequence import CacheScope, FinishReason, Sequence
+from tests.conformance.desk import GREEDY, OPTIONS, PUBLIC, answer, desk, endless, run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, mlx_path: str) -> Path:
+    shutil.copytree(mlx_path, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _backend(path: str | Path, **changes: object) -> MlxBackend:
+    return MlxBackend(replace(OPTIONS, path=str(path), **changes))  # type: ignore[arg-type]
+
+
+def test_quantized_kv_takes_less_and_answers_the_same_alone_and_in_company(mlx_path: str) -> None:
+    plain, small = _backend(mlx_path), _backend(mlx_path, kv_type="q8_0")
+    assert small._model.kv_token_bytes * 3 < plain._model.kv_token_bytes
+    together = answer(small, *[desk(i, [210 + i, 220] * (i + 1)) for i in range(3)])
+    assert together == {i: answer(small, desk(10 + i, [210 + i, 220] * (i + 1)))[10 + i] for i in range(3)}
+    warm = desk(20, [210, 220], private="conversation 0")
+    assert answer(small, warm)[20] == together[0]
+    assert warm.num_cached == len(PUBLIC) + 1
+
+
+@pytest.fixture
+def only_arrays_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in model's KV is smaller than the noise in what the system counts."""
+    monkeypatch.setattr(model, "_footprint", lambda: 0)
+
+
+def test_the_footprint_grows_with_what_is_allocated() -> None:
+    before = model._footprint()
+    held = mx.ones((50_000_000,))
+    mx.eval(held)
+    assert 150_000_000 < model._footprint() - before < 250_000_000
+
+
+@pytest.mark.usefixtures("only_arrays_count")
+def test_a_request_that_memory_cannot_hold_is_refused_before_it_is_computed(mlx_path: str) -> None:
+    backend = _backend(mlx_path)
+    scheduler = Scheduler(backend)
+    small, greedy = desk(1, [250]), desk(2, [251], endless(backend, 3000))
+    backend._model.memory_limit = backend._model.memory_limit - backend._model.memory_left + 400 * backend._model.kv_token_bytes
+    events = run(scheduler, [small, greedy])
+    assert next(e.finish_reason for e in events[1] if e.finish_reason) in (FinishReason.STOP, FinishReason.LENGTH)
+    assert [(e.token_id, e.finish_reason) for e in events[2]] == [(-1, FinishReason.NO_MEMORY)]
+    assert greedy.num_computed == 0
+
+
+@pytest.mark.usefixtures("only_arrays_count")
+def test_kept_prefixes_make_way_before_anybody_is_refused(mlx_path: str) -> None:
+    backend = _backend(mlx_path)
+    answer(backend, desk(1, [250] * 60))
+    backend._model.memory_limit -= backend._model.memory_left - 90 * backend._model.kv_token_bytes
+    newcomer = Sequence(2, [7] * 120, 120, GREEDY, CacheScope(private="other"))
+    assert backend.admission(newcomer) is Admission.YES
+    backend.start(newcomer)
+    assert backend.cache_stats().num_evicted > 0
+
+
+def test_weights_that_leave_no_room_are_refused(mlx_path: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"does not fit this machine: its weights take 0\.0 GB and kefu may use 0\.0 GB"):
+        _backend(mlx_path, memory_limit_bytes=10_000_000)
+
+
+def test_weights_larger_than_memory_are_refused_unread(folder: Path) -> None:
+    with (folder / "model-2.safetensors").open("wb") as file:
+        file.truncate(4 * 10**12)
+    with pytest.raises(ModelLoadError, match=r"its weights take 4000\.0 GB"):
+        _backend(folder)
+
+
+def test_the_wired_limit_is_left_alone(mlx_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(mx, "set_wired_limit", calls.append)
+    backend = _backend(mlx_path)
+    answer(backend, desk(1, [250]))
+    backend.close()
+    assert calls == []
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    assert _backend(mlx_path).spec.max_sequences == 1
+    assert calls == []
+    assert _backend(mlx_path, set_wired_limit=True, mlx_batch=True).spec.max_sequences == OPTIONS.max_sequences
+    assert len(calls) == 1
+
+
+def test_a_pass_is_broken_off_between_layers(mlx_path: str) -> None:
+    backend = _backend(mlx_path)
+    seq = Sequence(1, [5 + i for i in range(60)], 60, GREEDY, CacheScope(private="a"))
+    looks = iter([False, False, True])
+    backend.start(seq)
+    backend.watch(lambda: next(looks, True))
+    assert backend.step() == []
+    assert next(looks, None) is None
+    assert seq.num_computed == 0
+    backend.watch(lambda: False)
+    (first,) = backend.step()
+    assert first.token_id == answer(backend, Sequence(2, list(seq.token_ids), 60, GREEDY, CacheScope(private="b")))[2][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("truncated", "could not be loaded"), ("unknown", "not supported"), ("window", "which cannot be cut and shared")]
+)
+def test_a_model_that_cannot_be_served_is_refused_in_one_sentence(
+    folder: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "truncated":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100_000])
+    elif name == "unknown":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
+    else:
+        from mlx_lm.models.cache import RotatingKVCache
+        from mlx_lm.models.qwen2 import Model
+
+        monkeypatch.setattr(Model, "make_cache", lambda self: [RotatingKVCache(max_size=64)], raising=False)
+    with pytest.raises(ModelLoadError) as caught:
+        _backend(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
