@@ -7,7 +7,7 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineError, ModelSpec, NoMemory
+from backends.protocol import AdapterRefused, ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineError, ModelSpec, NoMemory
 from backends.sequence import CacheScope, FinishReason, Priority, SamplingParams, Thinking
 from backends.wire import (
     Abort,
@@ -79,7 +79,7 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> list[TokenEvent]:
-        """Raises EngineDied when the engine ends, NoMemory when it refuses; stops after a finish reason, or after `abort`."""
+        """Raises EngineDied, NoMemory or AdapterRefused; stops after a finish reason, or after `abort`."""
         while not self._events:
             if self._is_over:
                 raise StopAsyncIteration
@@ -273,6 +273,9 @@ class EngineClient:
             self.forget(event.seq_id)
             if event.finish_reason is FinishReason.NO_MEMORY:
                 stream.fail(NoMemory("there is not enough memory for this request now; ask for fewer tokens or try again later"))
+                return
+            if event.refusal:
+                stream.fail(AdapterRefused(event.refusal))
                 return
             if event.finish_reason is not FinishReason.ABORT:
                 self._answer_s += 0.2 * (time.monotonic() - stream.began - self._answer_s)

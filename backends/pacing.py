@@ -19,10 +19,11 @@ class Pace:
     def __init__(self, max_tokens: int) -> None:
         self._chunk = self._max = max_tokens
 
-    def plan(self, sequences: Iterable[Sequence]) -> list[tuple[Sequence, int]]:
+    def plan(self, sequences: Iterable[Sequence], adapter: str = "") -> list[tuple[Sequence, int]]:
         """Everybody who decodes gets all their few tokens; the rest of the chunk is shared evenly among the prompts, short ones first."""
         pending = sorted((seq for seq in sequences if seq.num_uncomputed), key=lambda seq: seq.num_uncomputed)
         someone_decodes = any(seq.num_computed >= seq.num_prompt_tokens for seq in pending)
+        pending = [seq for seq in pending if seq.scope.adapter == adapter]
         left = self._chunk + len(pending) if someone_decodes else self._max
         chunks: list[tuple[Sequence, int]] = []
         for i, seq in enumerate(pending):

@@ -37,9 +37,9 @@ def _segments(tokens: Tokens, scope: CacheScope) -> Iterator[tuple[str, int, int
     """Namespaces and their token ranges: the public part first, the private rest after it."""
     cut = min(scope.public_len, len(tokens))
     if cut:
-        yield "public:" + scope.public, 0, cut
+        yield f"{scope.adapter}/public:{scope.public}", 0, cut
     if cut < len(tokens):
-        yield "private:" + scope.private, cut, len(tokens)
+        yield f"{scope.adapter}/private:{scope.private}", cut, len(tokens)
 
 
 def _common_len(edge: Tokens, tokens: Tokens, at: int, stop: int) -> int:

@@ -1,6 +1,6 @@
 """The seam: what a backend and a tokenizer must do, and how the engine room fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -18,7 +18,8 @@ class EngineError(Exception):
     ├── NoMemory           prompt and budget would not fit the memory that is left now
     ├── EngineDown         no engine is running; says why
     ├── EngineDied         the engine ended while this request was in it
-    └── EmptyAnswer        the model ended without a word
+    ├── EmptyAnswer        the model ended without a word
+    └── AdapterRefused     a LoRA adapter cannot be used with this model; says why
     """
 
 
@@ -65,6 +66,10 @@ class EmptyAnswer(EngineError):
     """The model ended its turn without an answer."""
 
 
+class AdapterRefused(EngineError):
+    """A LoRA adapter cannot be used with this model; the message is one clause that says why. Whatever runs goes on."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How a model is loaded. Zero means "let the engine choose": the trained context, four of them of KV room, all cores.
@@ -72,6 +77,8 @@ class EngineOptions:
     `num_kv_tokens` is shared by all sequences and kept prefixes; `batch_tokens` bounds one forward pass; `gpu_layers` -1 offloads
     everything that fits; `flash_attention` None means off for a small model on a CPU and llama.cpp's choice elsewhere; `kv_type` is f32,
     f16 or q8_0 (MLX keeps what is not q8_0 in the type that the model computes in).
+    `data_dir` holds the folders `adapters` and `cache`, empty means neither;
+    `prompt_lookup` lets the engine guess ahead where that is faster.
 
     For MLX alone: `mlx_batch` lets a GPU answer several at once (Metal has panicked under concurrent streams), `set_wired_limit` pins the
     memory (panics again), `memory_limit_bytes` is what the process may take, 0 meaning what the machine can spare. It has no use
@@ -91,6 +98,8 @@ class EngineOptions:
     mlx_batch: bool = False
     set_wired_limit: bool = False
     memory_limit_bytes: int = 0
+    data_dir: str = ""
+    prompt_lookup: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +131,17 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """KV room in tokens: held by running sequences or kept as prefixes, out of all there is."""
+    """KV room in tokens: held by running sequences or kept as prefixes, out of all there is.
+
+    `num_guessed` tokens had their KV computed before they were drawn; `num_kept` of them were then drawn.
+    """
 
     num_kv_tokens: int
     num_used: int
     num_entries: int
     num_evicted: int
+    num_guessed: int = 0
+    num_kept: int = 0
 
 
 class Admission(Enum):
@@ -153,11 +167,15 @@ class Backend(Protocol):
         """Is there room for `seq` now? Changes nothing."""
 
     def start(self, seq: Sequence) -> int:
-        """Claim a place, reuse the longest cached prefix, and return how many tokens were reused."""
+        """Claim a place, reuse the longest cached prefix, and return how many tokens were reused.
 
-    def step(self) -> list[StepOutput]:
-        """One forward pass over the running sequences: at most one new token each. The caller appends it.
+        Raises AdapterRefused, with nothing changed, when the sequence's adapter cannot be used.
+        """
 
+    def step(self) -> Iterable[StepOutput]:
+        """One forward pass over the running sequences, those of one adapter at a time. Gives at least one token to each that decodes.
+
+        Tokens are drawn as they are taken: the caller brings each into its sequence, or ends the sequence, before it takes the next.
         Raises OutOfRoom, with nothing computed, when the running sequences no longer fit together.
         """
 

@@ -1,9 +1,10 @@
 """The scheduler: who runs, who waits, when a thought is closed and when an answer ends. Pure: no clock, no thread, no text."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from backends.protocol import Admission, Backend, OutOfRoom, StepOutput
+from backends.protocol import AdapterRefused, Admission, Backend, OutOfRoom, StepOutput
 from backends.repetition import is_looping
 from backends.sequence import FinishReason, Priority, Sequence, SequenceStatus, Thinking
 from backends.wire import TokenEvent
@@ -101,7 +102,12 @@ class Scheduler:
             self.idle.appendleft(seq)
 
     def _start(self, seq: Sequence) -> None:
-        cached = self._backend.start(seq)
+        try:
+            cached = self._backend.start(seq)
+        except AdapterRefused as error:
+            seq.status = SequenceStatus.FINISHED
+            self._events.append(TokenEvent(seq.seq_id, finish_reason=FinishReason.ABORT, refusal=str(error)))
+            return
         seq.status = SequenceStatus.RUNNING
         self.running.append(seq)
         if seq.num_preempted == 0 and seq.priority is Priority.ACTIVE:
@@ -110,7 +116,7 @@ class Scheduler:
             self.totals.cached_tokens += cached
             self._events.append(TokenEvent(seq.seq_id, num_cached=cached))
 
-    def _compute(self) -> list[StepOutput]:
+    def _compute(self) -> Iterable[StepOutput]:
         while self.running:
             try:
                 return self._backend.step()

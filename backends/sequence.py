@@ -52,11 +52,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class CacheScope:
-    """Who may reuse this sequence's KV: the first `public_len` tokens within `public`, the rest only within `private`."""
+    """Who may reuse this sequence's KV: the first `public_len` tokens within `public`, the rest only within `private`.
+
+    Both only for the same `adapter`, the registry key of the LoRA weights the sequence is computed with; empty for none.
+    """
 
     public_len: int = 0
     public: str = ""
     private: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

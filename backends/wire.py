@@ -51,7 +51,8 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
 class TokenEvent(msgspec.Struct, array_like=True, frozen=True):
     """One thing that happened to a sequence: it started, it has a token, or it finished (or two of these at once).
 
-    `num_cached` is set on the start event (>= 0) and -1 otherwise; `token_id` is -1 when there is none; a forced token has no logprob.
+    `num_cached` is set on the start event (>= 0) and -1 otherwise; `token_id` is -1 when there is none; a forced token has no logprob;
+    `refusal` says why its adapter cannot be used, and nothing follows.
     """
 
     seq_id: int
@@ -60,6 +61,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True):
     top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: FinishReason | None = None
     num_cached: int = -1
+    refusal: str = ""
 
 
 class Tokens(msgspec.Struct, tag=True, frozen=True):

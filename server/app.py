@@ -10,10 +10,11 @@ from typing import get_args
 
 from fastapi import FastAPI
 
+from backends.adapter import AdapterRegistry
 from backends.client import EngineClient
 from backends.fit import GIB
 from backends.mini.shop import Language, load_shop
-from backends.protocol import EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
+from backends.protocol import AdapterRefused, EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
 from backends.sequence import SamplingParams
 from backends.supervisor import Supervisor
 from backends.upstream import UpstreamClient
@@ -64,7 +65,7 @@ def create_app(
 ) -> App:
     """Everything but a socket; `read_tokenizer` is called once the model is loaded, and only an upstream needs none.
 
-    Raises RecordUnavailable for an unusable folder.
+    Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing.
     """
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
@@ -73,6 +74,9 @@ def create_app(
     else:
         assert read_tokenizer is not None
         chat = ChatService(engine, read_tokenizer, metrics.observe_result, sampling)
+        chat.adapters = AdapterRegistry(settings.data_dir / "adapters", settings.engine.adapter)
+    if chat.adapters.chosen and not chat.adapters.chosen_key:
+        raise AdapterRefused(f"there is no adapter {chat.adapters.chosen!r}")
     database = Database.open(settings.database_url, settings.data_dir)
     shops = {language: load_shop(language) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
@@ -84,7 +88,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await supervisor.start()
         watches = (
-            asyncio.create_task(_watch(engine, desk.warm, broken)),
+            asyncio.create_task(_watch(engine, chat.adapters, desk.warm, broken)),
             asyncio.create_task(watch_sleep(chat, engine, Awake(caffeinate()))),
         )
         try:
@@ -123,6 +127,7 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         mlx_batch=settings.mlx_batch,
         set_wired_limit=settings.set_wired_limit,
         memory_limit_bytes=int(settings.memory_gib * GIB),
+        prompt_lookup=settings.prompt_lookup,
     )
 
 
@@ -132,14 +137,15 @@ def make_upstream(settings: UpstreamSettings) -> UpstreamClient:
     return UpstreamClient(settings.base_url, key, settings.model, settings.context_length, settings.timeout_s)
 
 
-async def _watch(engine: EngineClient | UpstreamClient, warm: Callable[[], None], broken: list[str]) -> None:
-    """Warm each newly loaded engine; report one that never loaded and will not, and a model whose template or words cannot be used."""
-    warmed: ModelSpec | None = None
+async def _watch(engine: EngineClient | UpstreamClient, adapters: AdapterRegistry, warm: Callable[[], None], broken: list[str]) -> None:
+    """Warm each newly loaded engine, and again when adapters change; report a model that cannot be served."""
+    warmed: tuple[ModelSpec, dict[str, str]] | None = None
     while True:
         try:
-            if (spec := engine.spec) is not warmed:
+            spec, keys = engine.spec, adapters.all()
+            if warmed is None or spec is not warmed[0] or keys != warmed[1]:
                 warm()
-                warmed = spec
+                warmed = spec, keys
         except (EngineDown, ModelLoadError) as error:
             if warmed is None and getattr(error, "retry_after_s", None) is None:
                 broken.append(str(error))

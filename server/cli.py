@@ -16,8 +16,10 @@ from typer.core import TyperGroup
 from backends.catalog import UnknownModel, find
 from backends.download import PullFailed
 from backends.fit import this_machine
+from backends.protocol import AdapterRefused
 from backends.store import BrokenManifest
 from server import models_cli
+from server.adapter_cli import adapter_cli
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.ports import PortTaken, bind
@@ -37,7 +39,7 @@ class _OneSentence(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except (BadSettings, UnknownModel) as error:
+        except (AdapterRefused, BadSettings, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
         except (PullFailed, BrokenManifest, ModelUnavailable, ServiceFailed) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
@@ -163,6 +165,7 @@ def new() -> None:
 
 cli.add_typer(key_cli, name="key")
 cli.add_typer(service_cli, name="service")
+cli.add_typer(adapter_cli, name="adapter")
 
 
 def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:
@@ -176,7 +179,7 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
     from server.serving import make_server
 
     options = engine_options(chosen.engine)
-    options = replace(options, name=chosen.name or options.name)
+    options = replace(options, name=chosen.name or options.name, data_dir=str(settings.data_dir))
     try:
         if url_there := settings.upstream.base_url:
             app = create_app(settings, make_upstream(settings.upstream), None)

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import feedback.record
-from backends.protocol import ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError, NoMemory
+from backends.protocol import AdapterRefused, ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError, NoMemory
 from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
 from feedback.database import RecordUnavailable
 from feedback.signals import KeyReused
@@ -108,6 +108,7 @@ STATUS: dict[type[Exception], Row] = {
     UpstreamError: Row(502, _SERVER, "upstream_failed"),
     UpstreamTimeout: Row(504, _SERVER, "upstream_timeout"),
     EmptyAnswer: Row(502, _SERVER, "empty_answer"),
+    AdapterRefused: Row(503, _SERVER, "adapter_refused"),
     ShuttingDown: Row(503, _SERVER, "shutting_down"),
     RecordUnavailable: Row(507, _SERVER, "record_unavailable", "this cannot be stored at the moment; please try again later"),
     EngineError: Row(500, _SERVER, "engine_error", "the engine could not work on this request"),

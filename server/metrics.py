@@ -88,6 +88,8 @@ class _EngineCollector:
         yield GaugeMetricFamily("kefu_kv_tokens", "KV room in tokens.", stats.cache.num_kv_tokens)
         yield GaugeMetricFamily("kefu_kv_tokens_used", "KV room in use or kept as prefixes.", stats.cache.num_used)
         yield CounterMetricFamily("kefu_prefix_evictions", "Kept prefixes given up for room.", stats.cache.num_evicted)
+        yield CounterMetricFamily("kefu_guessed_tokens", "Tokens computed ahead on a guess.", stats.cache.num_guessed)
+        yield CounterMetricFamily("kefu_kept_guesses", "Guessed tokens that came true.", stats.cache.num_kept)
         yield CounterMetricFamily("kefu_preemptions", "Answers that gave up their room and resumed.", stats.preemptions_total)
         yield CounterMetricFamily("kefu_forced_closes", "Thoughts closed by a budget or by hand.", stats.forced_closes_total)
         yield CounterMetricFamily("kefu_loop_closes", "Thoughts and answers closed because they went in circles.", stats.loop_closes_total)

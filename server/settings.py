@@ -65,6 +65,7 @@ class EngineSettings(_Branch):
     """The engine process and its model."""
 
     model: Path | None = Field(None, description="A GGUF file, an MLX folder or a pulled model's name; without it kefu-mini answers.")
+    adapter: str = Field("", description="The LoRA adapter that customers talk to, by its name in the registry; empty means none.")
     context_length: int = Field(0, ge=0, description="Tokens that one conversation may hold; 0 means what the model was trained for.")
     num_kv_tokens: int = Field(0, ge=0, description="Tokens of KV room that all conversations share; 0 means four contexts.")
     max_sequences: int = Field(16, ge=1, le=256, description="Answers computed at the same time.")
@@ -72,6 +73,7 @@ class EngineSettings(_Branch):
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 means one per core.")
     gpu_layers: int = Field(-1, ge=-1, description="Layers computed on the GPU; -1 means all that fit.")
     flash_attention: bool | None = Field(None, description="On a CPU, off gives the same bits in any batch; on is faster for large models.")
+    prompt_lookup: bool = Field(True, description="Guess repeated text ahead while that is faster; what is said stays the same.")
     kv_type: Literal["f32", "f16", "q8_0"] = Field("f16", description="How KV is stored: q8_0 takes half the room of f16.")
     mlx_batch: bool = Field(False, description="MLX on a GPU: answer several at once; Macs have panicked under it, so soak yours first.")
     set_wired_limit: bool = Field(False, description="MLX on a GPU: pin the model's memory; Macs have panicked under it.")

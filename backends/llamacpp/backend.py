@@ -2,24 +2,34 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from backends.adapter import AdapterRegistry
+from backends.llamacpp.adapters import Adapters
 from backends.llamacpp.cells import CellLedger
 from backends.llamacpp.model import MAX_CACHED_SEQUENCES, Decoded, LlamaModel, Row
+from backends.llamacpp.saved import MIN_TOKENS, SavedPrefixes
 from backends.pacing import HEADROOM_TOKENS, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree, Tokens
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
 from backends.sampling import choose
 from backends.sequence import CacheScope, Sequence
+from backends.speculation import FIRST_GUESS, MAX_SEQUENCES, Gain, Lookup
+
+# Changing the adapter makes llama.cpp lay out its graphs anew, which costs about as much as a pass of a small model.
+TURN_PASSES = 4
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A running sequence's place: its llama.cpp sequence id."""
+    """A running sequence's place: its llama.cpp sequence id, and what is guessed of it in this pass."""
 
     seq: Sequence
     handle: int
+    lookup: Lookup = field(default_factory=Lookup)
+    guess: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,12 @@ class LlamaBackend:
         self._runs: dict[int, _Run] = {}
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._num_evicted = 0
+        self._adapters = Adapters(self._model, AdapterRegistry(Path(options.data_dir) / "adapters"))
+        self._turn, self._num_turn_passes = "", 0
+        self._num_guessed = self._num_kept = 0
+        self._gain = Gain(*map(self._model.time_pass, (1, 1 + FIRST_GUESS))) if options.prompt_lookup else None
+        self._saved = SavedPrefixes(self._model, Path(options.data_dir) / "cache") if options.data_dir else None
+        self._max_batch = options.batch_tokens
 
     def admission(self, seq: Sequence) -> Admission:
         if len(self._runs) >= self.spec.max_sequences:
@@ -58,9 +74,12 @@ class LlamaBackend:
         return Admission.YES if needed + headroom <= room else Admission.FULL
 
     def start(self, seq: Sequence) -> int:
+        self._adapters.load(seq.scope.adapter)
         # One prompt token stays out of the cache: sampling needs its logits.
         tokens = tuple(seq.token_ids)
         match = self._tree.match(tokens[:-1], seq.scope)
+        if match.length < min(seq.scope.public_len, len(tokens) - 1) and self._restore(tokens, seq.scope):
+            match = self._tree.match(tokens[:-1], seq.scope)
         if match.handle is not None:
             self._touch(tokens, seq.scope, match.handle)
         handle = self._take_handle(keep=match.handle)
@@ -73,51 +92,114 @@ class LlamaBackend:
         self._runs[seq.seq_id] = _Run(seq, handle)
         return match.length
 
-    def step(self) -> list[StepOutput]:
-        chunks = [(self._runs[seq.seq_id], n) for seq, n in self._pace.plan(run.seq for run in self._runs.values())]
+    def step(self) -> Iterable[StepOutput]:
+        adapter = self._take_turn()
+        chunks = [(self._runs[seq.seq_id], n) for seq, n in self._pace.plan((run.seq for run in self._runs.values()), adapter)]
         count = sum(n for _, n in chunks)
         if not count:
             return []
+        self._guess([run for run, _ in chunks], count)
         self._make_room(count)
         rows = [row for run, n in chunks for row in self._rows(run, n)]
+        self._adapters.apply(adapter)
         began = time.perf_counter()
         match self._model.decode(rows):
             case Decoded.NO_ROOM:
                 raise OutOfRoom
             case Decoded.BROKEN_OFF:
                 return []
-        self._pace.learn(count, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._pace.learn(count, seconds)
         for run, n in chunks:
-            self._cells.grow(run.handle, n)
+            self._cells.grow(run.handle, n + len(run.guess))
             run.seq.num_computed += n
             if run.seq.num_computed <= run.seq.num_prompt_tokens:
                 self._tree.advance(run.handle, run.seq.num_computed)
-        ready = [run.seq for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens]
-        return [choose(seq, logits) for seq, logits in zip(ready, self._model.logits(len(ready)), strict=True)] if ready else []
+        drawing = [run for run, _ in chunks if run.seq.num_uncomputed == 0 and run.seq.sampling.max_tokens]
+        return self._draw(drawing, seconds if count == len(drawing) <= MAX_SEQUENCES else None)
 
     def stop(self, seq: Sequence) -> None:
         run = self._runs.pop(seq.seq_id)
         self._cells.unpin(run.handle)
         self._keep(run.handle, tuple(seq.token_ids[: seq.reusable_len]), seq.scope)
+        gone = self._adapters.unload_removed({run.seq.scope.adapter for run in self._runs.values()})
+        for handle in [handle for handle, entry in self._entries.items() if entry.scope.adapter in gone]:
+            self._evict(handle)
 
     def watch(self, should_break_off: Callable[[], bool]) -> None:
         self._model.watch(should_break_off)
 
     def cache_stats(self) -> CacheStats:
         used = self._cells.num_cells - self._cells.num_free
-        return CacheStats(self._cells.num_cells, used, len(self._entries), self._num_evicted)
+        return CacheStats(self._cells.num_cells, used, len(self._entries), self._num_evicted, self._num_guessed, self._num_kept)
 
     def close(self) -> None:
+        """Save the public prefixes that nobody's conversation is part of, and free everything."""
+        for handle, entry in self._entries.items() if self._saved else ():
+            if self._saved and MIN_TOKENS <= len(entry.tokens) <= entry.scope.public_len:
+                self._saved.save(handle, entry.tokens, entry.scope)
+        self._entries.clear()
         self._runs.clear()
         self._model.close()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
+    def _take_turn(self) -> str:
+        """The adapter of the next pass, which can have only one: those with work take turns of TURN_PASSES, in a fixed order."""
+        wanted = sorted({run.seq.scope.adapter for run in self._runs.values() if run.seq.num_uncomputed})
+        if self._turn not in wanted or self._num_turn_passes >= TURN_PASSES:
+            later = [adapter for adapter in wanted if adapter > self._turn]
+            self._turn, self._num_turn_passes = next(iter(later or wanted), ""), 0
+        self._num_turn_passes += 1
+        return self._turn
+
     def _rows(self, run: _Run, count: int) -> list[Row]:
         seq = run.seq
         start, stop = seq.num_computed, seq.num_computed + count
         last = len(seq.token_ids) - 1 if seq.sampling.max_tokens else -1
-        return [Row(run.handle, seq.token_ids[i], i, i == last) for i in range(start, stop)]
+        rows = [Row(run.handle, seq.token_ids[i], i, i == last) for i in range(start, stop)]
+        return rows + [Row(run.handle, token_id, stop + i, True) for i, token_id in enumerate(run.guess)]
+
+    def _guess(self, runs: list[_Run], count: int) -> None:
+        """Guess ahead for a few sequences that all decode, into cells that are free anyway."""
+        for run in runs:
+            run.guess = []
+        if self._gain is None or len(self._runs) > MAX_SEQUENCES or any(run.seq.num_uncomputed > 1 for run in runs):
+            return
+        for run in runs:
+            seq = run.seq
+            limit = min(seq.sampling.max_tokens - seq.num_completion_tokens, self.spec.context_length - len(seq.token_ids)) - 1
+            run.guess = run.lookup.guess(seq.token_ids, limit)
+        num_guessed = sum(len(run.guess) for run in runs)
+        if num_guessed and (min(self._cells.num_free, self._max_batch) < count + num_guessed or not self._gain.pays()):
+            for run in runs:
+                run.guess = []
+
+    def _draw(self, runs: list[_Run], seconds: float | None) -> Iterator[StepOutput]:
+        """Draw token by token, as the caller takes them: what follows a guess is drawn only once the sequence has taken the guess."""
+        logits = self._model.logits(sum(1 + len(run.guess) for run in runs)) if runs else ()
+        first = num_guessed = num_kept = 0
+        for run in runs:
+            kept = 0
+            yield choose(run.seq, logits[first])
+            while kept < len(run.guess) and self._has_taken(run, run.guess[kept]):
+                run.seq.num_computed += 1
+                kept += 1
+                yield choose(run.seq, logits[first + kept])
+            first += 1 + len(run.guess)
+            num_guessed, num_kept = num_guessed + len(run.guess), num_kept + kept
+            if run.guess:
+                run.lookup.learn(len(run.guess), kept)
+                if run.seq.seq_id in self._runs:
+                    self._trim(run.handle, run.seq.num_computed)
+        self._num_guessed, self._num_kept = self._num_guessed + num_guessed, self._num_kept + num_kept
+        if self._gain is not None and seconds is not None:
+            self._gain.saw(len(runs), num_guessed, num_kept, seconds)
+
+    def _has_taken(self, run: _Run, token_id: int) -> bool:
+        """Is this token the only one that the sequence has beyond its KV? Then the guess's logits are what a plain pass would give."""
+        seq = run.seq
+        return seq.seq_id in self._runs and seq.num_uncomputed == 1 and seq.token_ids[-1] == token_id
 
     # -- kept prefixes -----------------------------------------------------------------------------------------------
 
@@ -147,6 +229,20 @@ class LlamaBackend:
         self._cells.share(handle, own, len(public))
         self._tree.insert(own, public, scope, ready=len(public))
         self._entries[own] = _Entry(public, scope)
+
+    def _restore(self, tokens: Tokens, scope: CacheScope) -> bool:
+        """Bring the public part back from disk, into free room."""
+        public = tokens[: scope.public_len]
+        if self._saved is None or not MIN_TOKENS <= scope.public_len == len(public) <= self._cells.num_free or not self._handles:
+            return False
+        handle = self._handles.pop()
+        if not self._saved.load(handle, public, scope):
+            self._handles.append(handle)
+            return False
+        self._cells.grow(handle, len(public))
+        self._tree.insert(handle, public, scope, ready=len(public))
+        self._entries[handle] = _Entry(public, scope)
+        return True
 
     def _touch(self, tokens: Tokens, scope: CacheScope, handle: int) -> None:
         """Most recently used last; a shared prefix counts as used after the conversation that builds on it."""

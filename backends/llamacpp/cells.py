@@ -57,9 +57,12 @@ class CellLedger:
             self.num_pinned -= self._pins[cell] == 0
 
     def trim(self, seq_id: int, length: int) -> None:
-        """An unpinned sequence id keeps only its first `length` cells."""
+        """A sequence id keeps only its first `length` cells."""
         row = self._rows.get(seq_id, [])
         for cell in row[length:]:
+            if seq_id in self._pinned:
+                self._pins[cell] -= 1
+                self.num_pinned -= self._pins[cell] == 0
             self._holders[cell] -= 1
             if not self._holders[cell]:
                 self._free.append(cell)

@@ -109,6 +109,7 @@ class LlamaModel:
         self._context = self._make_context(options)
         self._memory = lib.llama_get_memory(self._context)
         self.spec = self._describe(options, path)
+        self.layout = f"{options.kv_type} {options.flash_attention}"
         self._batch = _Batch(options.batch_tokens)
         self._look = NEVER_LOOK
 
@@ -205,12 +206,50 @@ class LlamaModel:
         code = lib.llama_decode(self._context, self._batch.fill(rows))
         if code not in (0, 1, 2):
             raise DecodeFailed(f"llama_decode returned {code}: {self._log.why}")
+        # On a GPU llama_decode returns early; whoever times a pass means all of it.
+        lib.llama_synchronize(self._context)
         return Decoded(code)
+
+    def time_pass(self, num_rows: int) -> float:
+        """Seconds of a forward pass over so many rows of one sequence; its cells are dropped again. Only while nothing is cached."""
+        rows, seconds = [Row(0, 0, i, True) for i in range(num_rows)], []
+        for _ in range(2):
+            began = time.perf_counter()
+            self.decode(rows)
+            seconds.append(time.perf_counter() - began)
+            self.trim(0, 0)
+        return min(seconds)
+
+    def state_bytes(self, seq_id: int) -> int:
+        """Size of a sequence id's KV on disk."""
+        return int(lib.llama_state_seq_get_size(self._context, seq_id))
+
+    def save_state(self, seq_id: int, tokens: tuple[int, ...], path: Path) -> bool:
+        """Write a sequence id's KV and the tokens it stands for."""
+        array = (lib.llama_token * len(tokens))(*tokens)
+        return bool(lib.llama_state_seq_save_file(self._context, str(path).encode(), seq_id, array, len(tokens)))
+
+    def load_state(self, seq_id: int, tokens: tuple[int, ...], path: Path) -> bool:
+        """Read KV under a free sequence id. False, with the id still free, when the file does not hold exactly these tokens."""
+        array, count = (lib.llama_token * len(tokens))(), ctypes.c_size_t()
+        if lib.llama_state_seq_load_file(self._context, str(path).encode(), seq_id, array, len(tokens), ctypes.byref(count)):
+            if tuple(array) == tokens and count.value == len(tokens):
+                return True
+            self.trim(seq_id, 0)
+        return False
 
     def logits(self, num_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last batch's wanted rows, in batch order: float32 [num_outputs, vocab_size]. Valid until the next decode."""
         pointer = lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(num_outputs * self.vocab_size,)).reshape(num_outputs, self.vocab_size)
+
+    @property
+    def pointer(self) -> lib.llama_model_p:
+        return self._model
+
+    @property
+    def context(self) -> lib.llama_context_p:
+        return self._context
 
     def close(self) -> None:
         """Free context and model. Idempotent."""

@@ -7,7 +7,7 @@ from backends.mlx.model import BrokenOff, Caches, MlxModel
 from backends.mlx.store import PrefixStore, cut, paste
 from backends.pacing import HEADROOM_TOKENS, MIN_CHUNK, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree
-from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
+from backends.protocol import AdapterRefused, Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
 from backends.sampling import choose
 from backends.sequence import Sequence
 
@@ -39,6 +39,8 @@ class MlxBackend:
         return Admission.FULL if self._runs else Admission.REFUSED
 
     def start(self, seq: Sequence) -> int:
+        if seq.scope.adapter:
+            raise AdapterRefused("this engine cannot load adapters; the GGUF file of the model can be served with them")
         # One prompt token stays out of the cache: sampling needs its logits.
         tokens = tuple(seq.token_ids)
         kept = self._store.match(tokens[:-1], seq.scope)

@@ -4,8 +4,10 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
+from backends.adapter import AdapterRegistry
 from backends.mini.shop import Language
 from backends.protocol import ModelSpec, Tokenizer
 from backends.sequence import CacheScope, SamplingParams, Thinking
@@ -23,6 +25,7 @@ __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", 
 DEFAULT_SAMPLING = SamplingParams(temperature=0.6, top_k=40, top_p=0.95, max_tokens=0)
 REST_OF_CONTEXT = 0
 
+NO_ADAPTERS = AdapterRegistry(Path("no-adapters"))
 # What the model tells itself before a forced close, so that the answer does not begin in the middle of a thought.
 BRIDGES: dict[Language, str] = {"en": "\n\nThat is enough thinking; I will answer now.", "zh": "\n\n想得够多了，我现在就回答。"}
 FORCED_CLOSE = f"\n{CLOSE}\n\n"
@@ -51,6 +54,7 @@ class Engine(Protocol):
 class ChatJob:
     """One answer to give. `thinking_budget` in tokens goes before `effort`; `max_tokens` 0 means what the context has left.
 
+    `adapter` is a registry key; empty means the model as it is.
     `session` tells the conversations of one private scope apart.
     """
 
@@ -63,6 +67,7 @@ class ChatJob:
     scope_private: str = ""
     session: str = ""
     logprobs: bool = False
+    adapter: str = ""
     completion_id: str | None = None
 
     @property
@@ -80,6 +85,7 @@ class CompletionJob:
     stop: tuple[str, ...] = ()
     scope_public: str = ""
     scope_private: str = ""
+    adapter: str = ""
     completion_id: str | None = None
 
 
@@ -89,6 +95,8 @@ class ChatService:
     A model file can be made to crash whoever parses it, so `read_tokenizer` is called when the engine has survived loading it; what it
     reads is kept. It may raise ModelLoadError, and so may the template: then nothing can be opened. `sampling` is what its card asks for.
     """
+
+    adapters = NO_ADAPTERS
 
     def __init__(
         self,
@@ -156,14 +164,14 @@ class ChatService:
         tokens = self._engine.submit(
             prompt.token_ids,
             sampling,
-            scope=CacheScope(prompt.public_len, job.scope_public, job.scope_private),
+            scope=CacheScope(prompt.public_len, job.scope_public, job.scope_private, job.adapter),
             thinking=thinking,
             reuse_output=not self.template.thinks,
         )
         opened = ThoughtState.THINKING if prompt.thinking_open else ThoughtState.UNDECIDED
         splitter = self._splitter(ThoughtState.ANSWERING if job.is_silent else opened)
         text = TextAssembler(self.vocabulary, splitter, job.stop, wants_logprobs=job.logprobs)
-        result = ChatResult(prompt.token_ids, sampling, self.template.sha256)
+        result = ChatResult(prompt.token_ids, sampling, self.template.sha256, job.adapter)
         stream = ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
         stream.can_answer_now = thinking is not None
         return stream
@@ -176,12 +184,12 @@ class ChatService:
         if not token_ids or max(token_ids) >= self.vocabulary.size:
             raise InvalidRequest("the prompt must hold text or token ids of this model's vocabulary", param="prompt")
         sampling = self._fit(job.sampling, len(token_ids))
-        tokens = self._engine.submit(token_ids, sampling, scope=CacheScope(private=job.scope_private))
+        tokens = self._engine.submit(token_ids, sampling, scope=CacheScope(private=job.scope_private, adapter=job.adapter))
         text = TextAssembler(self.vocabulary, PlainSplitter(self.vocabulary), job.stop)
-        result = ChatResult(token_ids, sampling, self.template.sha256)
+        result = ChatResult(token_ids, sampling, self.template.sha256, job.adapter)
         return ChatStream(tokens, result, text, job.completion_id or new_completion_id("cmpl"), job.scope_public)
 
-    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str) -> None:
+    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "") -> None:
         """Prefill, when nobody waits, what the next turn of this conversation is certain to begin with.
 
         An answer without thoughts needs none of this: its own KV is that beginning.
@@ -192,7 +200,7 @@ class ChatService:
             stem = self.template.stem(messages)
         except InvalidRequest:
             return
-        self._engine.warm(stem.token_ids, CacheScope(stem.public_len, scope_public, scope_private))
+        self._engine.warm(stem.token_ids, CacheScope(stem.public_len, scope_public, scope_private, adapter))
 
     def find(self, completion_id: str, owner: str) -> ChatStream | None:
         """An open stream by its id; None for one that is over or was opened in another scope."""

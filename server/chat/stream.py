@@ -55,6 +55,7 @@ class ChatResult:
     prompt_token_ids: list[int] | None
     sampling: SamplingParams
     template_sha256: str | None
+    adapter: str = ""
     finish_reason: Finish = "abort"
     reasoning: str = ""
     content: str = ""

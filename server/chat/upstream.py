@@ -37,7 +37,7 @@ class UpstreamChat(ChatService):
     def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None) -> int:
         return sum(len(each.content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_TURN for each in messages)
 
-    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str) -> None:
+    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "") -> None:
         """What to keep is the upstream's business."""
 
     def _open(self, job: ChatJob | CompletionJob) -> ChatStream:

@@ -73,9 +73,9 @@ class Desk:
         self._windows: dict[str, int] = {}
 
     def warm(self) -> None:
-        """Prefill what every conversation begins with. For each newly loaded engine."""
+        """Prefill what every conversation begins with. For each newly loaded engine, and when customers get another adapter."""
         for policy in self._policies.values():
-            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "")
+            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "", self._chat.adapters.chosen_key)
 
     async def close(self) -> None:
         """End what is being answered, and keep what was said."""
@@ -155,13 +155,15 @@ class Desk:
     def _begin(self, conversation: Conversation, asked: Message, said: list[Message]) -> Turn:
         policy = self._policies[_language(conversation, said)]
         prompt = self._fit(conversation.id, policy, _turns(said))
-        spec, stream = self._chat.spec, self._chat.open(self._job(conversation.id, prompt))
+        job = self._job(conversation.id, prompt)
+        spec, stream = self._chat.spec, self._chat.open(job)
 
         async def keep(answer: Message, made: Completion) -> Message:
             kept = replace(answer, reply_to_id=asked.id)
             is_stored = await self._journal.write(conversation, partial(self._record.add_message, conversation.id, kept, made), kept)
             if kept.text and kept.status != "interrupted":
-                self._chat.warm((*prompt.messages, ChatMessage("assistant", kept.text)), PUBLIC_SCOPE, conversation.id)
+                turns = (*prompt.messages, ChatMessage("assistant", kept.text))
+                self._chat.warm(turns, PUBLIC_SCOPE, conversation.id, job.adapter)
             return kept if is_stored else replace(kept, completion_id=None)
 
         return Turn(stream, policy, spec, keep, self._wait_s)
@@ -192,6 +194,7 @@ class Desk:
             effort=self._settings.effort,
             scope_public=PUBLIC_SCOPE,
             scope_private=conversation_id,
+            adapter=self._chat.adapters.chosen_key,
             completion_id=new_id("cmpl"),
         )
 

@@ -197,7 +197,7 @@ class Turn:
             quantization=self._spec.quantization or None,
             engine=self._spec.engine,
             engine_version=self._spec.engine_version,
-            adapter=None,
+            adapter=result.adapter or None,
             template_sha256=result.template_sha256,
             policy_version=self._policy.version,
             knowledge_version=self._policy.knowledge_version,

@@ -41,7 +41,7 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
 
     @router.post("/chat/completions")
     async def create_chat_completion(http: Request, key_id: Annotated[str, key], asked: ChatBody) -> Response:
-        return await answers.respond(http, asked, lambda: _chat_job(asked, key_id, chat), key_id)
+        return await answers.respond(http, asked, lambda adapter: _chat_job(asked, key_id, chat, adapter), key_id)
 
     @router.post("/chat/completions/{completion_id}/cancel")
     async def cancel_chat_completion(key_id: Annotated[str, key], completion_id: str) -> Response:
@@ -55,16 +55,17 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
 
     @router.post("/completions")
     async def create_completion(http: Request, key_id: Annotated[str, key], asked: CompletionBody) -> Response:
-        return await answers.respond(http, asked, lambda: _completion_job(asked, key_id, chat), key_id)
+        return await answers.respond(http, asked, lambda adapter: _completion_job(asked, key_id, chat, adapter), key_id)
 
     @router.get("/models")
     async def list_models(key_id: Annotated[str, key]) -> Response:
-        return _json(wire.ModelList([_model(chat.spec, started_at)]))
+        names = [chat.spec.name, *(f"{chat.spec.name}:{name}" for name in chat.adapters.all())]
+        return _json(wire.ModelList([wire.Model(name, started_at, chat.spec.context_length) for name in names]))
 
     @router.get("/models/{name:path}")
     async def retrieve_model(key_id: Annotated[str, key], name: str) -> Response:
-        _check_model(name, chat)
-        return _json(_model(chat.spec, started_at))
+        _adapter(name, chat)
+        return _json(wire.Model(name, started_at, chat.spec.context_length))
 
     return router
 
@@ -77,15 +78,15 @@ class _Answers:
         self._in_flight = in_flight
         self._is_strict = is_strict
 
-    async def respond(self, http: Request, asked: Asked, job: Callable[[], Job], key_id: str) -> Response:
-        _check_model(asked.model, self._chat)
+    async def respond(self, http: Request, asked: Asked, make: Callable[[str], Job], key_id: str) -> Response:
+        adapter = _adapter(asked.model, self._chat)
         if self._is_strict and asked.unknown_fields:
             raise InvalidRequest("there is no such field", param=min(asked.unknown_fields), code="unknown_field")
-        headers = _ignored(asked)
+        headers, job = _ignored(asked), make(adapter)
         if asked.stream:
-            return EventStream(self._chunks(job(), key_id, counts_usage=asked.wants_usage), headers=headers)
+            return EventStream(self._chunks(job, key_id, counts_usage=asked.wants_usage), headers=headers)
         try:
-            return _json(await until_hang_up(http.receive, self._whole(job(), key_id)), headers)
+            return _json(await until_hang_up(http.receive, self._whole(job, key_id)), headers)
         except HungUp:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -133,10 +134,10 @@ class _Answers:
         result = stream.result
         if isinstance(job, ChatJob) and result.finish_reason in ("stop", "length") and result.content:
             turns = (*job.messages, ChatMessage("assistant", result.content))
-            asyncio.get_running_loop().call_soon(self._chat.warm, turns, job.scope_public, job.scope_private)
+            asyncio.get_running_loop().call_soon(self._chat.warm, turns, job.scope_public, job.scope_private, job.adapter)
 
 
-def _chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService) -> ChatJob:
+def _chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService, adapter: str) -> ChatJob:
     return ChatJob(
         messages=tuple(ChatMessage(message.role, message.text) for message in asked.messages),
         sampling=asked.sampling(chat.default_sampling(), random_seed=_random_seed),
@@ -146,17 +147,19 @@ def _chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService) -> C
         scope_public=key_id,
         scope_private=f"{key_id}\x00{asked.conversation}",
         session=next((message.text for message in asked.messages if message.role == "user"), ""),
+        adapter=adapter,
         logprobs=bool(asked.logprobs),
     )
 
 
-def _completion_job(asked: CompletionRequest, key_id: str, chat: ChatService) -> CompletionJob:
+def _completion_job(asked: CompletionRequest, key_id: str, chat: ChatService, adapter: str) -> CompletionJob:
     return CompletionJob(
         prompt=asked.prompt if isinstance(asked.prompt, str) else tuple(asked.prompt),
         sampling=asked.sampling(chat.default_sampling(), random_seed=_random_seed),
         stop=asked.stops,
         scope_public=key_id,
         scope_private=f"{key_id}\x00{asked.conversation}",
+        adapter=adapter,
     )
 
 
@@ -174,9 +177,14 @@ def _check_answer(job: Job, stream: ChatStream) -> None:
         raise EmptyAnswer("the model ended without an answer; please ask again")
 
 
-def _check_model(name: str, chat: ChatService) -> None:
-    if name != chat.spec.name:
+def _adapter(name: str, chat: ChatService) -> str:
+    """The adapter that a model's name asks for: its registry key, empty for the model itself. Raises ModelNotFound."""
+    if name == chat.spec.name:
+        return ""
+    key = chat.adapters.all().get(name.removeprefix(f"{chat.spec.name}:"), "")
+    if not key or not name.startswith(f"{chat.spec.name}:"):
         raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
+    return key
 
 
 def _ignored(asked: Asked) -> dict[str, str]:
@@ -201,7 +209,7 @@ def _completion(job: Job, stream: ChatStream, spec: ModelSpec) -> wire.Completio
         id=stream.completion_id,
         object="chat.completion" if isinstance(job, ChatJob) else "text_completion",
         created=stream.created,
-        model=spec.name,
+        model=f"{spec.name}:{job.adapter.partition('@')[0]}" if job.adapter else spec.name,
         system_fingerprint=f"{spec.engine_version}-{spec.sha256[:12]}",
     )
 
@@ -218,10 +226,6 @@ def _usage(stream: ChatStream) -> wire.Usage | None:
     return wire.count_usage(
         result.num_prompt_tokens, result.num_completion_tokens, result.num_cached or 0, result.num_reasoning_tokens or 0
     )
-
-
-def _model(spec: ModelSpec, started_at: int) -> wire.Model:
-    return wire.Model(spec.name, started_at, spec.context_length)
 
 
 def _json(value: object, headers: dict[str, str] | None = None) -> Response:

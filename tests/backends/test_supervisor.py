@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 
 from backends import supervisor as supervision
-from backends.protocol import ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineOptions
-from backends.sequence import SamplingParams
+from backends.adapter import AdapterRegistry
+from backends.protocol import AdapterRefused, ContextTooLong, EngineBusy, EngineDied, EngineDown, EngineOptions
+from backends.sequence import CacheScope, SamplingParams
 from backends.supervisor import Supervisor
+from tests.backends.lora import random_matrices, write_peft
 
 pytestmark = pytest.mark.anyio
 ENDLESS = SamplingParams(temperature=1.0, max_tokens=100_000, seed=3)
 
 
 @asynccontextmanager
-async def _engine(path: str, **fields: int) -> AsyncIterator[Supervisor]:
-    options = EngineOptions(path, "m", max_sequences=2, num_kv_tokens=2048, threads=1)
+async def _engine(path: str, data_dir: Path | None = None, **fields: int) -> AsyncIterator[Supervisor]:
+    options = EngineOptions(path, "m", max_sequences=2, num_kv_tokens=2048, threads=1, data_dir=str(data_dir or ""))
     supervisor = Supervisor(options, **fields)
     await supervisor.start()
     try:
@@ -153,3 +155,43 @@ async def test_a_long_prefill_is_broken_off_when_its_request_goes(model_path: st
         assert events[-1].finish_reason is not None
         assert supervisor.client.stats is not None
         assert supervisor.num_restarts == 0
+
+
+async def test_adapters_swap_and_unload_under_load_in_the_same_process(model_path: str, tmp_path: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "adapters")
+
+    def add(seed: int) -> str:
+        return registry.add("tone", write_peft(tmp_path / f"{seed}", random_matrices(seed)), Path(model_path))
+
+    async with _engine(model_path, tmp_path) as supervisor:
+        await _loaded(supervisor)
+        pid, client = supervisor.engine_pid, supervisor.client
+        endless = dict.fromkeys(client.spec.eos_token_ids, -100.0)
+        load = client.submit([5, 6, 7], SamplingParams(temperature=1.0, max_tokens=1500, seed=3, logit_bias=endless))
+        await anext(load)
+
+        async def answer(key: str) -> list[tuple[int, float | None]]:
+            stream = client.submit([9, 10, 11], SamplingParams(temperature=0.0, max_tokens=8), scope=CacheScope(adapter=key))
+            return [(event.token_id, event.logprob) async for events in stream for event in events if event.token_id >= 0]
+
+        first = add(1)
+        said = await answer(first)
+        began = time.monotonic()
+        second = add(2)
+        swapped = client.submit([9, 10, 11], SamplingParams(temperature=0.0, max_tokens=8), scope=CacheScope(adapter=second))
+        while not any(event.token_id >= 0 for event in await anext(swapped)):
+            pass
+        assert time.monotonic() - began < 1.0
+        swapped.abort()
+        assert await answer(first) == said, "whoever asked for it before still gets it"
+        assert await answer(second) != said
+        add(3)
+        with pytest.raises(AdapterRefused, match="missing"):
+            await answer(first)
+        registry.remove("tone")
+        assert await answer("") != said
+        with pytest.raises(AdapterRefused):
+            await answer(second)
+        assert any(event.token_id >= 0 for event in await anext(load))
+        load.abort()
+        assert (supervisor.engine_pid, supervisor.num_restarts) == (pid, 0)

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
+from backends.adapter import AdapterRegistry
 from backends.protocol import EngineBusy, EngineDied, EngineDown, ModelSpec
 from backends.sequence import CacheScope, FinishReason, SamplingParams, Thinking
 from backends.wire import TokenEvent
-from server.chat.service import ChatJob, ChatMessage, ChatResult, TextDelta
+from server.chat.service import NO_ADAPTERS, ChatJob, ChatMessage, ChatResult, TextDelta
 from server.chat.template import Prompt
 from server.errors import Unsupported
 
@@ -223,6 +224,7 @@ class ScriptedChat:
     refuse: Exception | None = None
     spec: ModelSpec = SPEC
     place: int = 0
+    adapters: AdapterRegistry = NO_ADAPTERS
     streams: list[ScriptedStream] = field(default_factory=list)
     warmed: list[tuple[tuple[ChatMessage, ...], str, str]] = field(default_factory=list)
     template: CountingTemplate = field(default_factory=CountingTemplate)
@@ -245,5 +247,5 @@ class ScriptedChat:
             stream.end()
         return stream
 
-    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str) -> None:
+    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "") -> None:
         self.warmed.append((tuple(messages), scope_public, scope_private))

@@ -15,6 +15,7 @@ from server.auth import KEY_PREFIX, hash_key
 from server.cli import _offered, cli
 from server.settings import load_settings
 from tests.backends.hub import serving
+from tests.backends.lora import random_matrices, write_peft
 from tests.conftest import MINI
 
 runner = CliRunner()
@@ -141,3 +142,24 @@ def test_a_first_run_on_a_mac_with_room_gets_qwq_when_that_is_wanted(monkeypatch
     assert Path("models/qwq-32b-mlx/model.safetensors").read_bytes() == b"weights"
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert _offered(load_settings()).engine.model is None and len(asked) == 2
+
+
+def test_adapters_are_added_listed_and_removed(tmp_path: Path) -> None:
+    assert runner.invoke(cli, ["adapter", "ls"]).output == "none\n"
+    folder = write_peft(tmp_path / "peft", random_matrices(1))
+    added = runner.invoke(cli, ["adapter", "add", "tone", str(folder)]).output
+    assert added.startswith("kept as tone@")
+    assert runner.invoke(cli, ["adapter", "ls"]).output.split() == added.split()[-1:]
+    for arguments in (["add", "Tone!", str(folder)], ["add", "tone", str(tmp_path)], ["rm", "other"]):
+        refused = runner.invoke(cli, ["adapter", *arguments])
+        assert refused.exit_code == 2
+        assert refused.output.startswith("kefu: ") and refused.output.strip().count("\n") == 0
+    assert runner.invoke(cli, ["adapter", "rm", "tone"]).exit_code == 0
+    assert runner.invoke(cli, ["adapter", "ls"]).output == "none\n"
+
+
+def test_a_chosen_adapter_that_is_not_there_is_told_before_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEFU_ENGINE__ADAPTER", "tone")
+    result = runner.invoke(cli, ["serve", "--port", "0"])
+    assert result.exit_code == 2
+    assert "no adapter 'tone'" in result.output

@@ -19,10 +19,12 @@ import httpx
 import openai
 import pytest
 
+from backends.adapter import AdapterRegistry
 from backends.catalog import find
 from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop, system_message
 from backends.store import FileRecord, Manifest, Store, sha256_of
+from tests.backends.lora import random_matrices, write_peft
 from tests.conftest import has_ipv6_loopback
 
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
@@ -256,6 +258,52 @@ def test_killing_the_engine_is_an_honest_error_and_a_working_server(model_path: 
         assert server.client.chat.completions.create(model=model, messages=ASK, max_tokens=5).choices
         assert server.metric("kefu_engine_restarts_total") == 1
         assert server.process.poll() is None
+
+
+def test_an_adapter_added_while_serving_is_a_model_of_its_own_until_it_is_removed(model_path: str, tmp_path: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "data" / "adapters")
+    with _serve(model_path, tmp_path / "data") as server:
+        plain, engine = server.model, _children(server.process.pid)
+        tuned = f"{plain}:tone"
+
+        def answer(model: str) -> Any:
+            return server.client.chat.completions.create(
+                model=model, messages=ASK, max_tokens=8, temperature=0, logprobs=True, reasoning_effort="none"
+            )
+
+        with pytest.raises(openai.NotFoundError) as caught:
+            answer(tuned)
+        assert caught.value.code == "model_not_found"
+        registry.add("tone", write_peft(tmp_path / "peft", random_matrices(1)), Path(model_path))
+        assert [model.id for model in server.client.models.list()] == [plain, tuned]
+        assert server.client.models.retrieve(tuned).id == tuned
+        replies = [answer(model) for model in (plain, tuned, plain)]
+        assert [reply.model for reply in replies] == [plain, tuned, plain]
+        logprobs = [[entry.logprob for entry in reply.choices[0].logprobs.content] for reply in replies]
+        assert logprobs[0] == logprobs[2] != logprobs[1]
+        text = server.client.completions.create(model=tuned, prompt="Once upon", max_tokens=4)
+        assert text.model == tuned
+        registry.path(registry.all()["tone"]).write_bytes(b"broken")
+        time.sleep(0.1)
+        for path in registry.folder.glob("tone/*.gguf"):
+            path.rename(path.with_stem("0" * 12))
+        with pytest.raises(openai.InternalServerError, match="missing or broken"):
+            answer(tuned)
+        registry.remove("tone")
+        with pytest.raises(openai.NotFoundError):
+            answer(tuned)
+        assert answer(plain).choices
+        assert _children(server.process.pid) == engine
+
+
+def test_a_system_prompt_outlives_a_restart(model_path: str, tmp_path: Path) -> None:
+    cached = []
+    for _ in range(2):
+        with _serve(model_path, tmp_path) as server:
+            reply = server.client.chat.completions.create(model=server.model, messages=ASK, max_tokens=4, temperature=0)
+            assert reply.usage and reply.usage.prompt_tokens_details
+            cached.append(reply.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] == 0 and cached[1] > 60
 
 
 def _children(pid: int) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, select
 
+from backends.adapter import AdapterRegistry
 from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop
 from backends.protocol import EngineDied, EngineOptions
@@ -22,6 +23,7 @@ from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.desk.turn import Delta, Done, Event, Failed
 from server.settings import DeskSettings
+from tests.backends.lora import random_matrices, write_mlx
 
 pytestmark = pytest.mark.anyio
 
@@ -33,13 +35,14 @@ class House:
     """Everything between the routes and the model."""
 
     def __init__(self, model_path: str, data_dir: Path) -> None:
-        self.supervisor = Supervisor(EngineOptions(path=model_path, name="test", max_sequences=4))
+        self.supervisor = Supervisor(EngineOptions(path=model_path, name="test", max_sequences=4, data_dir=str(data_dir)))
         self.engine = self.supervisor.client
         self.tokenizer = LlamaTokenizer(model_path)
         self.database = Database.in_folder(data_dir)
         self.record = Record(self.database)
         policies = {language: Policy.of(load_shop(language), language) for language in ("en", "zh")}
         self.chat = ChatService(self.engine, lambda: self.tokenizer)
+        self.chat.adapters = self.adapters = AdapterRegistry(data_dir / "adapters", "tone")
         self.desk = Desk(self.chat, self.record, policies, DeskSettings(max_answer_tokens=200), self.engine.wait_s)
 
     async def is_up(self) -> None:
@@ -126,3 +129,15 @@ async def test_the_engine_killed_mid_answer_is_an_honest_end_and_the_next_questi
     assert [(each.text, each.status) for each in kept] == ([(said, "interrupted")] if said.strip() else [])
     await house.is_up()
     assert isinstance((await house.ask(conversation.id, QUESTIONS[1], "key-1"))[-1], Done)
+
+
+async def test_customers_talk_to_the_chosen_adapter_and_the_record_says_so(house: House, tmp_path: Path, model_path: str) -> None:
+    await house.is_up()
+    opened = await house.desk.open_conversation(VISITOR, "en")
+    await house.ask(opened.id, QUESTIONS[0], "plain")
+    key = house.adapters.add("tone", write_mlx(tmp_path / "mlx", random_matrices(1, 0.005)), Path(model_path))
+    house.desk.warm()
+    await house.ask(opened.id, QUESTIONS[1], "tuned")
+    house.adapters.remove("tone")
+    await house.ask(opened.id, QUESTIONS[0], "plain again")
+    assert [made["adapter"] for made in await house.completions(opened.id)] == [None, key, None]
