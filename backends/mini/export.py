@@ -114,6 +114,15 @@ def write_folder(folder: Path, weights: Weights, config: dict[str, Any], tokeniz
     )
 
 
+def _rounded(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round a matrix to what Q8_0 can hold, so that both forms carry the same weights."""
+    if weight.ndim != 2:
+        return np.ascontiguousarray(weight)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    rounded: NDArray[np.float32] = gguf.quants.dequantize(gguf.quants.quantize(np.ascontiguousarray(weight), kind), kind)
+    return rounded
+
+
 def main() -> None:
     """Parse arguments, read the checkpoint, write both forms."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -121,7 +130,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     args = parser.parse_args()
     saved = torch.load(args.folder / "checkpoint.pt", weights_only=True, map_location="cpu")
-    weights = {name: np.ascontiguousarray(weight.float().numpy()) for name, weight in saved["model"].items()}
+    weights = {name: _rounded(weight.float().numpy()) for name, weight in saved["model"].items()}
     tokenizer_path = args.folder / "tokenizer.json"
     args.weights.mkdir(parents=True, exist_ok=True)
     write_gguf(args.weights / "kefu-mini.gguf", weights, saved["config"], json.loads(tokenizer_path.read_text(encoding="utf-8")))
