@@ -24,6 +24,7 @@ MUON_LR, EMBEDDING_LR, ADAM_LR = 0.008, 6e-3, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.5
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
 OPENINGS_SHARE = 0.75
+WORD_DROPOUT = 0.1
 CHECKPOINT_EVERY_S = 120
 
 
@@ -54,13 +55,18 @@ def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens
     return row
 
 
-def pack_openings(chat: ChatFormat, family: list[Example]) -> Row:
-    """Lay many short lessons side by side: from what the customer says to what it is about, without passages."""
+def pack_openings(chat: ChatFormat, family: list[Example], rng: random.Random) -> Row:
+    """Lay many short lessons side by side: from what the customer says to what it is about, without passages.
+
+    Now and then a token of what is said is missing, so that no single word decides.
+    """
+    kept = set(chat.ids.values())
     shared = chat.message("system", family[0].shop.persona)
     row = Row(list(shared), list(range(len(shared))), [0] * len(shared), [False] * len(shared))
     told = [example for example in family if example.thought and example.behaviour != "clarify"]
     for branch, example in enumerate(told, 1):
-        prompt, target = chat.prompt(example), chat.text(opening(example))
+        prompt = [token for token in chat.prompt(example) if token in kept or rng.random() > WORD_DROPOUT]
+        target = chat.text(opening(example))
         row.ids.extend(prompt + target)
         row.positions.extend(range(len(shared), len(shared) + len(prompt) + len(target)))
         row.branches.extend([branch] * (len(prompt) + len(target)))
@@ -88,7 +94,7 @@ def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list
     while not rows or sum(len(row.ids) for row in rows) < num_tokens:
         source = f"{seed}/{len(rows)}"
         if rng.random() < openings_share:
-            rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0))))
+            rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0)), rng))
         else:
             rows.append(pack(chat, next(families(source, "train", rng.choice(widths))), rng))
     return rows
