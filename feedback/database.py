@@ -137,7 +137,7 @@ def _make_engine(url: str, begin: str, pool_size: int) -> Engine:
         # An error's text may reach a log; what a customer wrote may not.
         engine = create_engine(parsed, pool_size=pool_size, max_overflow=0, hide_parameters=True, **options)
     except ImportError as error:
-        raise RecordUnavailable("the database needs psycopg: pip install 'kefu[postgres]'") from error
+        raise RecordUnavailable("the database needs psycopg: pip install 'psycopg[binary]'") from error
     if is_sqlite:
 
         @event.listens_for(engine, "connect")
