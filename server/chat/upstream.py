@@ -38,7 +38,7 @@ class UpstreamChat(ChatService):
         return sum(len(each.content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_TURN for each in messages)
 
     def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "") -> None:
-        """What to keep is the upstream's business."""
+        return None  # what to keep is the upstream's business
 
     def _open(self, job: ChatJob | CompletionJob) -> ChatStream:
         if not isinstance(job, ChatJob) or job.logprobs:

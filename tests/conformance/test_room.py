@@ -117,8 +117,12 @@ def test_out_of_room_is_said_before_anything_is_computed(make: MakeBackend) -> N
     assert [seq.num_computed for seq in pair] == [0, 0]
 
 
-def _secrets(rounds: int, backend: Backend) -> None:
-    """Interleaved conversations with a canary each; some are cut short, and room is too small for all of them."""
+def _strays(rounds: int, backend: Backend) -> list[tuple[int, int]]:
+    """Round and number of each interleaved conversation, every one with a canary, that did not go as it goes alone.
+
+    Some are cut short, and room is too small for all of them.
+    """
+    strays = []
     canaries = {i: [500 + 3 * i, 501 + 3 * i, 502 + 3 * i] for i in range(4)}
     alone = {i: answer(backend, desk(i, [*canary, 250], private=f"solo {i}"))[i] for i, canary in canaries.items()}
     for number in range(rounds):
@@ -131,13 +135,15 @@ def _secrets(rounds: int, backend: Backend) -> None:
         events += [event for each in run(scheduler).values() for event in each]
         for i in canaries:
             tokens = [event.token_id for event in events if event.seq_id == i and event.token_id >= 0]
-            assert tokens == alone[i] or (i == cut and tokens == alone[i][: len(tokens)])
+            if tokens != alone[i] and not (i == cut and tokens == alone[i][: len(tokens)]):
+                strays.append((number, i))
+    return strays
 
 
 def test_interleaved_conversations_keep_their_secrets(make: MakeBackend) -> None:
-    _secrets(3, make(max_sequences=3, num_kv_tokens=256))
+    assert _strays(3, make(max_sequences=3, num_kv_tokens=256)) == []
 
 
 @pytest.mark.soak
 def test_interleaved_conversations_keep_their_secrets_over_200_rounds(make: MakeBackend) -> None:
-    _secrets(200, make(max_sequences=3, num_kv_tokens=256))
+    assert _strays(200, make(max_sequences=3, num_kv_tokens=256)) == []
