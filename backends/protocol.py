@@ -78,7 +78,8 @@ class EngineOptions:
     everything that fits; `flash_attention` None means off for a small model on a CPU and llama.cpp's choice elsewhere; `kv_type` is f32,
     f16 or q8_0 (MLX keeps what is not q8_0 in the type that the model computes in).
     `data_dir` holds the folders `adapters` and `cache`, empty means neither;
-    `prompt_lookup` lets the engine guess ahead where that is faster.
+    `prompt_lookup` lets the engine guess ahead where that is faster; `draft_model` is a second GGUF file that guesses where the text
+    itself has no hint, empty meaning none (llama.cpp only).
 
     For MLX alone: `mlx_batch` lets a GPU answer several at once (Metal has panicked under concurrent streams), `set_wired_limit` pins the
     memory (panics again), `memory_limit_bytes` is what the process may take, 0 meaning what the machine can spare. It has no use
@@ -100,6 +101,7 @@ class EngineOptions:
     memory_limit_bytes: int = 0
     data_dir: str = ""
     prompt_lookup: bool = True
+    draft_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

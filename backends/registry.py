@@ -24,6 +24,8 @@ def make_backend(options: EngineOptions) -> Backend:
         from backends.llamacpp.backend import LlamaBackend
 
         return LlamaBackend(options)
+    if options.draft_model:
+        raise ModelLoadError(f"{options.path} is a folder for MLX, and a draft model guesses for GGUF files only")
     try:
         from backends.mlx.backend import MlxBackend
     except ImportError as error:

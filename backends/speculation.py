@@ -1,4 +1,6 @@
-"""Prompt lookup: guess a sequence's next tokens from its own text, and know whether guessing pays on this machine."""
+"""Guessing ahead: what proposes a sequence's next tokens, prompt lookup first of all, and whether that pays on this machine."""
+
+from abc import ABC, abstractmethod
 
 NGRAM = 3
 FIRST_GUESS, SHORTEST_GUESS, LONGEST_GUESS = 4, 2, 16
@@ -10,13 +12,28 @@ MEMORY = 0.1
 PROBE_EVERY = 32
 
 
-class Lookup:
+class Guesser(ABC):
+    """Proposes what a sequence says next. Whatever it proposes, only the speed depends on it."""
+
+    def __init__(self) -> None:
+        self._reach = FIRST_GUESS
+
+    @abstractmethod
+    def guess(self, tokens: list[int], limit: int) -> list[int]:
+        """At most `limit` tokens that may follow `tokens`; empty when nothing is known or the limit is below 1."""
+
+    def learn(self, num_guessed: int, num_kept: int) -> None:
+        """Reach further after a guess that came true to its end, less far after one that did not."""
+        self._reach = min(LONGEST_GUESS, 2 * self._reach) if num_kept == num_guessed else max(SHORTEST_GUESS, num_kept + 1)
+
+
+class Lookup(Guesser):
     """Where each n-gram of one sequence was last followed by something."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._followed: dict[tuple[int, ...], int] = {}
         self._num_seen = NGRAM
-        self._reach = FIRST_GUESS
 
     def guess(self, tokens: list[int], limit: int) -> list[int]:
         """At most `limit` tokens that followed the last NGRAM tokens when they stood there before; empty when they never did."""
@@ -26,16 +43,12 @@ class Lookup:
         start = self._followed.get(tuple(tokens[-NGRAM:]), len(tokens))
         return tokens[start : start + max(0, min(self._reach, limit))]
 
-    def learn(self, num_guessed: int, num_kept: int) -> None:
-        """Reach further after a guess that came true to its end, less far after one that did not."""
-        self._reach = min(LONGEST_GUESS, 2 * self._reach) if num_kept == num_guessed else max(SHORTEST_GUESS, num_kept + 1)
-
 
 class Gain:
     """A running mean of the seconds that a pass with guesses saves against the plain passes it stands for."""
 
     def __init__(self, plain_s: float, wide_s: float) -> None:
-        """Measured at start: a pass over one row, and one over 1 + FIRST_GUESS rows."""
+        """Measured at start: a pass over one row, and one over 1 + FIRST_GUESS rows with what making the guess takes."""
         self._plain_s = [plain_s] * (MAX_SEQUENCES + 1)
         self._saved_s = EXPECTED_SHARE * FIRST_GUESS * plain_s - (wide_s - plain_s)
         self._num_skipped = 0
@@ -45,10 +58,13 @@ class Gain:
         self._num_skipped = 0 if self._saved_s > 0 else self._num_skipped + 1
         return self._num_skipped % PROBE_EVERY == 0
 
-    def saw(self, num_sequences: int, num_guessed: int, num_kept: int, seconds: float) -> None:
-        """A decoding pass of `num_sequences` is over. One that waited for other work of the machine counts as four at most."""
+    def saw(self, num_sequences: int, num_guessed: int, num_kept: int, seconds: float, guess_s: float = 0.0) -> None:
+        """A decoding pass of `num_sequences` is over, its guess took `guess_s` to make.
+
+        A pass that waited for other work of the machine counts as four at most, a guessed token as two: more can never pay anyway.
+        """
         plain_s = self._plain_s[num_sequences]
-        seconds = min(seconds, 4 * plain_s)
+        seconds = min(seconds, 4 * plain_s) + min(guess_s, 2 * num_guessed * plain_s)
         if num_guessed:
             self._saved_s += MEMORY * (num_kept * plain_s / num_sequences - (seconds - plain_s) - self._saved_s)
         else:

@@ -128,6 +128,7 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         set_wired_limit=settings.set_wired_limit,
         memory_limit_bytes=int(settings.memory_gib * GIB),
         prompt_lookup=settings.prompt_lookup,
+        draft_model=str(settings.draft_model or ""),
     )
 
 

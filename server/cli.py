@@ -184,7 +184,8 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
         if url_there := settings.upstream.base_url:
             app = create_app(settings, make_upstream(settings.upstream), None)
         else:
-            check_model(options.path)
+            for path in filter(None, (options.path, options.draft_model)):
+                check_model(path)
             supervisor = Supervisor(options, settings.engine.max_waiting)
             app = create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
     except ModelLoadError as error:

@@ -29,19 +29,22 @@ class Chosen:
 
 
 def choose(settings: Settings, machine: Machine) -> Chosen:
-    """What `engine.model` means: a path, or a pulled model's name. Nothing is loaded.
+    """What `engine.model` and `engine.draft_model` mean: a path, or a pulled model's name. Nothing is loaded.
 
     Raises ModelUnavailable, UnknownModel or BrokenManifest.
     """
-    engine = settings.engine
+    engine, store = settings.engine, Store(settings.models.dir)
+    guess, draft = _locate(engine.draft_model, store, "gguf") if engine.draft_model else (None, None)
+    engine = engine.model_copy(update={"draft_model": draft})
     if engine.model is None:
         return Chosen(engine)
-    entry, path = _locate(engine.model, Store(settings.models.dir), machine)
+    entry, path = _locate(engine.model, store, default_format(machine))
     if entry is not None and entry.use == "embedding":
         raise ModelUnavailable(f"{entry.name} makes vectors and cannot chat")
     files = path.glob("*.safetensors") if path.is_dir() else [path] if path.is_file() else []
     kv_bytes = entry.kv_bytes_per_token(KV_BYTES[engine.kv_type]) if entry else 0
-    fit = Fit(sum(file.stat().st_size for file in files), kv_bytes, machine.budget_bytes)
+    draft_bytes = _draft_bytes(draft, guess, engine, entry)
+    fit = Fit(sum(file.stat().st_size for file in files) + draft_bytes, kv_bytes, machine.budget_bytes)
     if not fit.holds(engine.num_kv_tokens or MIN_TOKENS):
         room = f"there is room for {fit.num_tokens:,} tokens of KV, twice that with engine.kv_type q8_0; " if fit.num_tokens else ""
         advice = "choose a smaller model (`kefu models`), or set engine.memory_gib if you know better"
@@ -54,7 +57,15 @@ def choose(settings: Settings, machine: Machine) -> Chosen:
     return Chosen(engine.model_copy(update=update), entry.name, entry.sampling, fit)
 
 
-def _locate(model: Path, store: Store, machine: Machine) -> tuple[Entry | None, Path]:
+def _draft_bytes(draft: Path | None, guess: Entry | None, engine: EngineSettings, entry: Entry | None) -> int:
+    """Weights of the draft model and KV for one context, as far as the catalogue knows both models."""
+    if draft is None or not draft.is_file():
+        return 0
+    num_tokens = engine.context_length or (entry.context_length if entry else 0)
+    return draft.stat().st_size + (guess.kv_bytes_per_token(KV_BYTES[engine.kv_type]) * num_tokens if guess else 0)
+
+
+def _locate(model: Path, store: Store, wanted: Format) -> tuple[Entry | None, Path]:
     """A path goes before a name of the catalogue; a file keeps the name its publisher gave it."""
     path = model.expanduser()
     if path.exists() or path.suffix == ".gguf" or len(path.parts) > 1:
@@ -62,7 +73,7 @@ def _locate(model: Path, store: Store, machine: Machine) -> tuple[Entry | None, 
     entry = find(str(model))
     if not (here := store.formats(entry)):
         raise ModelUnavailable(f"{entry.name} is in the catalogue but not on this machine; get it with `kefu pull {entry.name}`")
-    kind = default_format(machine) if default_format(machine) in here else here[0]
+    kind = wanted if wanted in here else here[0]
     store.manifest(entry, kind)
     return entry, store.model_path(entry, kind)
 

@@ -74,6 +74,9 @@ class EngineSettings(_Branch):
     gpu_layers: int = Field(-1, ge=-1, description="Layers computed on the GPU; -1 means all that fit.")
     flash_attention: bool | None = Field(None, description="On a CPU, off gives the same bits in any batch; on is faster for large models.")
     prompt_lookup: bool = Field(True, description="Guess repeated text ahead while that is faster; what is said stays the same.")
+    draft_model: Path | None = Field(
+        None, description="A small GGUF file or pulled model with the same tokens that guesses ahead where that is faster."
+    )
     kv_type: Literal["f32", "f16", "q8_0"] = Field("f16", description="How KV is stored: q8_0 takes half the room of f16.")
     mlx_batch: bool = Field(False, description="MLX on a GPU: answer several at once; Macs have panicked under it, so soak yours first.")
     set_wired_limit: bool = Field(False, description="MLX on a GPU: pin the model's memory; Macs have panicked under it.")

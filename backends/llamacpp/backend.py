@@ -9,6 +9,7 @@ from pathlib import Path
 from backends.adapter import AdapterRegistry
 from backends.llamacpp.adapters import Adapters
 from backends.llamacpp.cells import CellLedger
+from backends.llamacpp.draft import Draft
 from backends.llamacpp.model import MAX_CACHED_SEQUENCES, Decoded, LlamaModel, Row
 from backends.llamacpp.saved import MIN_TOKENS, SavedPrefixes
 from backends.pacing import HEADROOM_TOKENS, MIN_SHARED_WAIT, Pace
@@ -16,7 +17,7 @@ from backends.prefix_tree import PrefixTree, Tokens
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
 from backends.sampling import choose
 from backends.sequence import CacheScope, Sequence
-from backends.speculation import FIRST_GUESS, MAX_SEQUENCES, Gain, Lookup
+from backends.speculation import FIRST_GUESS, MAX_SEQUENCES, Gain, Guesser, Lookup
 
 # Changing the adapter makes llama.cpp lay out its graphs anew, which costs about as much as a pass of a small model.
 TURN_PASSES = 4
@@ -24,12 +25,13 @@ TURN_PASSES = 4
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A running sequence's place: its llama.cpp sequence id, and what is guessed of it in this pass."""
+    """A running sequence's place: its llama.cpp sequence id, and what is guessed of it in this pass, by whom."""
 
     seq: Sequence
     handle: int
-    lookup: Lookup = field(default_factory=Lookup)
+    lookup: Guesser = field(default_factory=Lookup)
     guess: list[int] = field(default_factory=list)
+    guesser: Guesser | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class LlamaBackend:
         self._adapters = Adapters(self._model, AdapterRegistry(Path(options.data_dir) / "adapters"))
         self._turn, self._num_turn_passes = "", 0
         self._num_guessed = self._num_kept = 0
-        self._gain = Gain(*map(self._model.time_pass, (1, 1 + FIRST_GUESS))) if options.prompt_lookup else None
+        times_s = [self._model.time_pass(n) for n in (1, 1 + FIRST_GUESS)] if options.prompt_lookup or options.draft_model else []
+        self._gain = Gain(*times_s) if options.prompt_lookup else None
+        self._draft = Draft(options, self._model, *times_s) if options.draft_model else None
         self._saved = SavedPrefixes(self._model, Path(options.data_dir) / "cache") if options.data_dir else None
         self._max_batch = options.batch_tokens
 
@@ -141,6 +145,8 @@ class LlamaBackend:
         self._entries.clear()
         self._runs.clear()
         self._model.close()
+        if self._draft is not None:
+            self._draft.close()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
 
@@ -161,19 +167,25 @@ class LlamaBackend:
         return rows + [Row(run.handle, token_id, stop + i, True) for i, token_id in enumerate(run.guess)]
 
     def _guess(self, runs: list[_Run], count: int) -> None:
-        """Guess ahead for a few sequences that all decode, into cells that are free anyway."""
+        """Guess ahead for a few sequences that all decode, into cells that are free anyway: the lookup first, the draft for a lone one."""
         for run in runs:
-            run.guess = []
-        if self._gain is None or len(self._runs) > MAX_SEQUENCES or any(run.seq.num_uncomputed > 1 for run in runs):
+            run.guess, run.guesser = [], None
+        if len(self._runs) > MAX_SEQUENCES or any(run.seq.num_uncomputed > 1 for run in runs):
             return
-        for run in runs:
-            seq = run.seq
-            limit = min(seq.sampling.max_tokens - seq.num_completion_tokens, self.spec.context_length - len(seq.token_ids)) - 1
-            run.guess = run.lookup.guess(seq.token_ids, limit)
-        num_guessed = sum(len(run.guess) for run in runs)
-        if num_guessed and (min(self._cells.num_free, self._max_batch) < count + num_guessed or not self._gain.pays()):
-            for run in runs:
-                run.guess = []
+        room = min(self._cells.num_free, self._max_batch) - count
+        if self._gain is not None:
+            guesses = [run.lookup.guess(run.seq.token_ids, self._num_left(run.seq)) for run in runs]
+            if 0 < sum(map(len, guesses)) <= room and self._gain.pays():
+                for run, guess in zip(runs, guesses, strict=True):
+                    run.guess, run.guesser = guess, run.lookup
+                return
+        if self._draft is not None and len(self._runs) == 1 and self._draft.gain.pays():
+            seq = runs[0].seq
+            runs[0].guess, runs[0].guesser = self._draft.guess(seq.token_ids, min(room, self._num_left(seq))), self._draft
+
+    def _num_left(self, seq: Sequence) -> int:
+        """How many tokens may still follow the one that is drawn next."""
+        return min(seq.sampling.max_tokens - seq.num_completion_tokens, self.spec.context_length - len(seq.token_ids)) - 1
 
     def _draw(self, runs: list[_Run], seconds: float | None) -> Iterator[StepOutput]:
         """Draw token by token, as the caller takes them: what follows a guess is drawn only once the sequence has taken the guess."""
@@ -188,13 +200,21 @@ class LlamaBackend:
                 yield choose(run.seq, logits[first + kept])
             first += 1 + len(run.guess)
             num_guessed, num_kept = num_guessed + len(run.guess), num_kept + kept
-            if run.guess:
-                run.lookup.learn(len(run.guess), kept)
+            if run.guess and run.guesser is not None:
+                run.guesser.learn(len(run.guess), kept)
                 if run.seq.seq_id in self._runs:
                     self._trim(run.handle, run.seq.num_computed)
         self._num_guessed, self._num_kept = self._num_guessed + num_guessed, self._num_kept + num_kept
-        if self._gain is not None and seconds is not None:
+        if seconds is not None:
+            self._count_gain(runs, num_guessed, num_kept, seconds)
+
+    def _count_gain(self, runs: list[_Run], num_guessed: int, num_kept: int, seconds: float) -> None:
+        """A guess tells about its guesser; a pass without one tells both what plain decoding takes."""
+        by_draft = num_guessed > 0 and self._draft is not None and runs[0].guesser is self._draft
+        if self._gain is not None and not by_draft:
             self._gain.saw(len(runs), num_guessed, num_kept, seconds)
+        if self._draft is not None and (by_draft or not num_guessed):
+            self._draft.gain.saw(len(runs), num_guessed, num_kept, seconds, self._draft.take_spent_s() if by_draft else 0.0)
 
     def _has_taken(self, run: _Run, token_id: int) -> bool:
         """Is this token the only one that the sequence has beyond its KV? Then the guess's logits are what a plain pass would give."""

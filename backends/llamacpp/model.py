@@ -171,6 +171,10 @@ class LlamaModel:
         length = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
+    def vocabulary(self) -> list[bytes]:
+        """What each token spells, in the encoding of the vocabulary's own kind."""
+        return [lib.llama_vocab_get_text(self._vocab, t) for t in range(self.vocab_size)]
+
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every end-of-generation token of the vocabulary."""
         return tuple(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, t))

@@ -52,3 +52,19 @@ def test_a_pass_that_waited_for_something_else_does_not_decide() -> None:
         gain.saw(1, 4, 3, 1.1)
     gain.saw(1, 4, 3, 1000.0)
     assert gain.pays()
+
+
+@pytest.mark.parametrize(("guess_s", "expected"), [(0.4, True), (3.9, False), (100.0, False)])
+def test_what_a_guess_takes_to_make_counts_even_when_all_of_it_comes_true(guess_s: float, expected: bool) -> None:
+    gain = Gain(1.0, 1.1)
+    for _ in range(50):
+        gain.saw(1, 4, 4, 1.2, guess_s)
+    assert (gain._saved_s > 0) is expected
+
+
+def test_one_guess_that_waited_for_something_else_does_not_decide() -> None:
+    gain = Gain(1.0, 1.1)
+    for _ in range(30):
+        gain.saw(1, 16, 12, 1.5, 0.8)
+    gain.saw(1, 16, 12, 1.5, 1000.0)
+    assert gain.pays()

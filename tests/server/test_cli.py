@@ -76,6 +76,14 @@ def test_a_mistake_is_one_sentence(arguments: list[str], said: str, status: int,
     assert result.output.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize(("draft", "said"), [("text.gguf", "text.gguf is not a GGUF file"), ("qwen2.5-0.5b", "kefu pull qwen2.5-0.5b")])
+def test_a_draft_model_that_is_none_is_one_sentence(draft: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("text.gguf").write_text("hello")
+    monkeypatch.setenv("KEFU_ENGINE__DRAFT_MODEL", draft)
+    result = runner.invoke(cli, ["serve", "--port", "0"])
+    assert (result.exit_code, said in result.output, result.output.strip().count("\n")) == (1, True, 0)
+
+
 def _damaged(model: bytes, damage: str) -> bytes:
     """A model that makes llama.cpp abort: while it reads the vocabulary, or while it makes room for the weights."""
     if damage == "vocabulary":

@@ -8,6 +8,7 @@ import pytest
 from backends.catalog import UnknownModel, find
 from backends.fit import GIB, Machine
 from backends.store import BrokenManifest, FileRecord, Manifest, Store, sha256_of
+from server.app import engine_options
 from server.models import ModelUnavailable, choose, offer
 from server.settings import EngineSettings, ModelsSettings, Settings
 
@@ -64,6 +65,22 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path: Path, model_pat
     _have(tmp_path, "qwq-32b", Path(model_path))
     with pytest.raises(ModelUnavailable, match=r"256 KiB a token, 41.1 GB .* room for 15\d,\d{3} tokens of KV"):
         choose(_settings(tmp_path, model="qwq-32b", num_kv_tokens=200_000), Machine(60 * GIB))
+
+
+def test_a_draft_model_is_found_the_same_way_and_takes_its_room(tmp_path: Path, model_path: str) -> None:
+    path, draft = _have(tmp_path, "qwq-32b", Path(model_path)), _have(tmp_path, "qwen2.5-0.5b", Path(model_path))
+    chosen = choose(_settings(tmp_path, model="qwq-32b", draft_model="qwen2.5-0.5b"), PC)
+    kv_bytes = find("qwen2.5-0.5b").kv_bytes_per_token() * 32768
+    assert chosen.engine.draft_model == draft and engine_options(chosen.engine).draft_model == str(draft)
+    assert chosen.fit and chosen.fit.weight_bytes == path.stat().st_size + draft.stat().st_size + kv_bytes
+    assert choose(_settings(tmp_path, draft_model="qwen2.5-0.5b"), MAC).engine.draft_model == draft
+    huge = tmp_path / "huge.gguf"
+    with huge.open("wb") as file:
+        file.truncate(100 * GIB)
+    with pytest.raises(ModelUnavailable, match=r"does not fit this machine: 107.4 GB of weights"):
+        choose(_settings(tmp_path, model=model_path, draft_model=huge), PC)
+    with pytest.raises(UnknownModel):
+        choose(_settings(tmp_path, draft_model="qwq"), PC)
 
 
 def test_what_is_not_here_or_not_known_is_told(tmp_path: Path, model_path: str) -> None:
