@@ -2,12 +2,15 @@
 
 import time
 from dataclasses import replace
-from itertools import compress, count
+from itertools import compress, count, zip_longest
 from operator import ne
 
 from backends.llamacpp.model import Decoded, DecodeFailed, LlamaModel, Row
 from backends.protocol import EngineOptions, ModelLoadError
 from backends.speculation import FIRST_GUESS, Gain, Guesser
+
+# So many tokens may be used by one of the two models only.
+MAX_MISSING = 64
 
 
 class Draft(Guesser):
@@ -24,6 +27,7 @@ class Draft(Guesser):
         _check_vocabulary(self._model, target, options)
         self.gain = Gain(plain_s, wide_s + FIRST_GUESS * self._model.time_pass(1))
         self._max_batch = options.batch_tokens
+        self._num_shared = min(self._model.vocab_size, target.vocab_size)
         self._held: list[int] = []
         self._spent_s = 0.0
 
@@ -37,7 +41,7 @@ class Draft(Guesser):
         self._read(tokens[len(self._held) :][: self._max_batch])
         guess: list[int] = []
         while len(self._held) >= len(tokens):
-            guess.append(int(self._model.logits(1)[0].argmax()))
+            guess.append(int(self._model.logits(1)[0, : self._num_shared].argmax()))
             if len(guess) == limit or guess[-1] in self._model.spec.eos_token_ids:
                 break
             self._read(guess[-1:])
@@ -61,17 +65,23 @@ class Draft(Guesser):
 
     def _read(self, tokens: list[int]) -> None:
         start, last = len(self._held), len(tokens) - 1
-        rows = [Row(0, token_id, start + i, i == last) for i, token_id in enumerate(tokens)]
+        # A token that the draft does not have is read as its last place.
+        rows = [Row(0, min(token_id, self._num_shared - 1), start + i, i == last) for i, token_id in enumerate(tokens)]
         if self._model.decode(rows) is not Decoded.DONE:
             raise DecodeFailed("the draft model's context is full before its end")
         self._held += tokens
 
 
 def _check_vocabulary(draft: LlamaModel, target: LlamaModel, options: EngineOptions) -> None:
-    """Raises ModelLoadError unless both models mean the same by every token."""
+    """Raises ModelLoadError unless every token that both models use is the same.
+
+    Families fill their vocabularies up to different sizes and put later tokens there: QwQ-32B's thinking tags are unused in Qwen2.5-0.5B.
+    """
     guessed, spoken = draft.vocabulary(), target.vocabulary()
-    if guessed != spoken:
-        at = next(compress(count(), map(ne, guessed, spoken)), None)
-        cause = f"has {len(guessed):,} tokens instead of {len(spoken):,}" if at is None else f"differs at token {at}"
-        draft.close()
-        raise ModelLoadError(f"{options.draft_model} cannot guess for {options.path}: its vocabulary {cause}")
+    num_used, num_wanted = len(guessed) - guessed.count(b""), len(spoken) - spoken.count(b"")
+    at = next((i for i, (a, b) in enumerate(zip_longest(guessed, spoken, fillvalue=b"")) if a and b and a != b), None)
+    if at is None and abs(num_used - num_wanted) <= MAX_MISSING:
+        return
+    cause = f"has {num_used:,} tokens instead of {num_wanted:,}" if at is None else f"differs at token {at}"
+    draft.close()
+    raise ModelLoadError(f"{options.draft_model} cannot guess for {options.path}: its vocabulary {cause}")

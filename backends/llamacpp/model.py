@@ -172,8 +172,10 @@ class LlamaModel:
         return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
 
     def vocabulary(self) -> list[bytes]:
-        """What each token spells, in the encoding of the vocabulary's own kind."""
-        return [lib.llama_vocab_get_text(self._vocab, t) for t in range(self.vocab_size)]
+        """What each token spells, in the encoding of the vocabulary's own kind; nothing for places that no token uses."""
+        vocab = self._vocab
+        unused = [lib.llama_vocab_get_attr(vocab, t) & lib.LLAMA_TOKEN_ATTR_UNUSED for t in range(self.vocab_size)]
+        return [b"" if is_unused else lib.llama_vocab_get_text(vocab, t) for t, is_unused in enumerate(unused)]
 
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every end-of-generation token of the vocabulary."""

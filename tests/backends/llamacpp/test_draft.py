@@ -172,16 +172,25 @@ def test_a_draft_that_is_never_right_is_given_up(make: Make, model_path: str, st
 
 
 def test_another_vocabulary_is_refused_in_a_sentence(tmp_path: Path, model_path: str, mlx_path: str, stranger: str, make: Make) -> None:
-    num_tokens = LlamaTokenizer(model_path).vocab_size
-    larger, other = tmp_path / "larger.gguf", tmp_path / "other.gguf"
-    make_model(replace(SHAPES["tiny"], vocabulary=num_tokens + 8), larger, Path(model_path))
-    with pytest.raises(ModelLoadError, match=rf"larger.gguf cannot guess for .*: its vocabulary has {num_tokens + 8:,} tokens"):
-        make(str(larger))
+    other = tmp_path / "other.gguf"
     other.write_bytes(Path(stranger).read_bytes().replace(b"<|im_start|>", b"<|im_begin|>", 1))
     with pytest.raises(ModelLoadError, match=r"its vocabulary differs at token \d+$"):
         make(str(other))
     with pytest.raises(ModelLoadError, match="for GGUF files only"):
         make_backend(EngineOptions(mlx_path, "m", draft_model=stranger))
+
+
+@pytest.mark.usefixtures("always")
+def test_unused_places_may_differ_and_are_never_a_guess(tmp_path: Path, model_path: str, make: Make, plain: LlamaBackend) -> None:
+    num_tokens, larger = LlamaTokenizer(model_path).vocab_size, tmp_path / "larger.gguf"
+    make_model(replace(SHAPES["tiny"], vocabulary=10 * num_tokens), larger, Path(model_path))
+    guessing = make(str(larger))
+    wanted = _run(plain, _sequence(1, LIST, plain, model_path))
+    assert _run(guessing, _sequence(1, LIST, guessing, model_path)) == wanted
+    padded = LlamaBackend(EngineOptions(str(larger), "m", num_kv_tokens=2048, threads=1, prompt_lookup=False, draft_model=model_path))
+    _run(padded, _sequence(1, LIST, padded, model_path, logit_bias={num_tokens + 3: 100.0}))
+    assert padded.cache_stats().num_guessed > 0
+    padded.close()
 
 
 def _spy(backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch) -> list[int]:
