@@ -1,4 +1,4 @@
-"""LoRA adapters: a registry on disk, and the conversion of PEFT and mlx-lm folders to the GGUF file that llama.cpp loads."""
+"""LoRA adapters: a registry on disk, and the conversion of PEFT and mlx-lm folders to the GGUF file that both engines read."""
 
 import hashlib
 import json
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.gguf_file import Shapes, Tensor, read_header, write_file
+from backends.gguf_file import Shapes, Tensor, read_header, read_tensors, write_file
 from backends.protocol import AdapterRefused
 
 KEY = re.compile(r"([a-z0-9-]{1,40})@([0-9a-f]{12})")
+FIELDS = {"general.type": "adapter", "adapter.type": "lora"}
 # In these architectures GGUF keeps the rows of Q and K in Hugging Face's order.
 ARCHITECTURES = ("qwen2", "qwen3")
 PARTS = {
@@ -58,7 +59,7 @@ class AdapterRegistry:
         return self.folder / match[1] / f"{match[2]}.gguf"
 
     def add(self, name: str, source: Path, base: Path) -> str:
-        """Convert `source`, a PEFT or mlx-lm folder or a GGUF adapter, for the model file `base`, and keep it under `name`.
+        """Convert `source`, a PEFT or mlx-lm folder or a GGUF adapter, for the model `base`, and keep it under `name`.
 
         Returns its key. The file before it stays for those who asked for it already, until the next one. Raises AdapterRefused.
         """
@@ -69,7 +70,7 @@ class AdapterRegistry:
             file = Path(made) / "adapter"
             try:
                 convert(source, base, file)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (ArithmeticError, OSError, ValueError, KeyError, TypeError) as error:
                 raise AdapterRefused(f"{source} cannot be read as an adapter: {error}") from error
             digest = file_digest(file)
             (self.folder / name).mkdir(exist_ok=True)
@@ -101,18 +102,13 @@ def file_digest(path: Path) -> str:
 
 
 def convert(source: Path, base: Path, target: Path) -> None:
-    """Write the adapter in `source` as GGUF to `target`, with every name and shape checked against the model file `base`.
+    """Write the adapter in `source` as GGUF to `target`, with every name and shape checked against the model `base`.
 
     Raises AdapterRefused for an adapter that does not fit, OSError, ValueError, KeyError or TypeError for what is none.
     """
-    metadata, shapes = read_header(base)
-    architecture = metadata.get("general.architecture")
-    fields = {"general.type": "adapter", "general.architecture": str(architecture), "adapter.type": "lora"}
+    architecture, shapes = _describe(base)
     if source.is_file():
-        given, given_shapes = read_header(source)
-        if any(given.get(name) != value for name, value in fields.items()):
-            raise AdapterRefused(f"{source} is no LoRA adapter for {architecture}")
-        _check_shapes(given_shapes, shapes)
+        (read_pairs if base.is_dir() else _check_file)(source, base)
         shutil.copyfile(source, target)
         return
     if architecture not in ARCHITECTURES:
@@ -125,7 +121,40 @@ def convert(source: Path, base: Path, target: Path) -> None:
     alphas = {_scale(config, pair.shape[0]) * pair.shape[0] for name, pair in pairs.items() if name.endswith("lora_a")}
     if len(alphas) > 1 or min(alphas) <= 0:
         raise AdapterRefused("the adapter's matrices are of several strengths, or of none")
-    write_file(target, {**fields, "adapter.lora.alpha": alphas.pop()}, pairs)
+    write_file(target, {**FIELDS, "general.architecture": architecture, "adapter.lora.alpha": alphas.pop()}, pairs)
+
+
+def read_pairs(path: Path, base: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """A [rank, in] and B [out, rank], strength included, of a GGUF adapter, by the name of the weight in `base`. Raises like `convert`."""
+    alpha, tensors = _check_file(path, base), read_tensors(path)
+    stems = {name[: -len(".lora_a")] for name in tensors}
+    pairs = {stem: (tensors[f"{stem}.lora_a"], tensors[f"{stem}.lora_b"]) for stem in stems}
+    return {stem: (a, b * np.float32(alpha / len(a) if alpha else 1)) for stem, (a, b) in pairs.items()}
+
+
+def _check_file(path: Path, base: Path) -> float:
+    """Is this a GGUF adapter for the model `base`? Then its alpha; 0 means that A and B are at full strength."""
+    (architecture, whole), (metadata, shapes) = _describe(base), read_header(path)
+    if any(metadata.get(name) != value for name, value in {**FIELDS, "general.architecture": architecture}.items()):
+        raise AdapterRefused(f"{path} is no LoRA adapter for {architecture}")
+    _check_shapes(shapes, whole)
+    return float(str(metadata.get("adapter.lora.alpha", 0)))
+
+
+def _describe(base: Path) -> tuple[str, Shapes]:
+    """The architecture of a GGUF file or a model folder, and its shapes by GGUF's names."""
+    if not base.is_dir():
+        metadata, shapes = read_header(base)
+        return str(metadata.get("general.architecture")), shapes
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] not in ARCHITECTURES:
+        raise AdapterRefused(f"a model folder of the architecture {config['model_type']} takes no adapters")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    width = config.get("head_dim") or hidden // heads
+    q, kv, up = ((rows, hidden) for rows in (heads * width, config["num_key_value_heads"] * width, config["intermediate_size"]))
+    sizes = dict(zip(PARTS.values(), (q, kv, kv, q[::-1], up, up, up[::-1]), strict=True))
+    layers = range(config["num_hidden_layers"])
+    return config["model_type"], {f"blk.{i}.{part}.weight": size for i in layers for part, size in sizes.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -6,21 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.adapter import AdapterRegistry
-from backends.llamacpp.adapters import Adapters
 from backends.llamacpp.cells import CellLedger
 from backends.llamacpp.draft import Draft
 from backends.llamacpp.model import MAX_CACHED_SEQUENCES, Decoded, LlamaModel, Row
 from backends.llamacpp.saved import MIN_TOKENS, SavedPrefixes
+from backends.loaded_adapters import LoadedAdapters
 from backends.pacing import HEADROOM_TOKENS, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree, Tokens
 from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
 from backends.sampling import choose
 from backends.sequence import CacheScope, Sequence
 from backends.speculation import FIRST_GUESS, MAX_SEQUENCES, Gain, Guesser, Lookup
-
-# Changing the adapter makes llama.cpp lay out its graphs anew, which costs about as much as a pass of a small model.
-TURN_PASSES = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +51,7 @@ class LlamaBackend:
         self._runs: dict[int, _Run] = {}
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._num_evicted = 0
-        self._adapters = Adapters(self._model, AdapterRegistry(Path(options.data_dir) / "adapters"))
-        self._turn, self._num_turn_passes = "", 0
+        self._adapters = LoadedAdapters(self._model, options.data_dir)
         self._num_guessed = self._num_kept = 0
         times_s = [self._model.time_pass(n) for n in (1, 1 + FIRST_GUESS)] if options.prompt_lookup or options.draft_model else []
         self._gain = Gain(*times_s) if options.prompt_lookup else None
@@ -97,7 +92,7 @@ class LlamaBackend:
         return match.length
 
     def step(self) -> Iterable[StepOutput]:
-        adapter = self._take_turn()
+        adapter = self._adapters.take_turn(run.seq for run in self._runs.values())
         chunks = [(self._runs[seq.seq_id], n) for seq, n in self._pace.plan((run.seq for run in self._runs.values()), adapter)]
         count = sum(n for _, n in chunks)
         if not count:
@@ -149,15 +144,6 @@ class LlamaBackend:
             self._draft.close()
 
     # -- one batch ---------------------------------------------------------------------------------------------------
-
-    def _take_turn(self) -> str:
-        """The adapter of the next pass, which can have only one: those with work take turns of TURN_PASSES, in a fixed order."""
-        wanted = sorted({run.seq.scope.adapter for run in self._runs.values() if run.seq.num_uncomputed})
-        if self._turn not in wanted or self._num_turn_passes >= TURN_PASSES:
-            later = [adapter for adapter in wanted if adapter > self._turn]
-            self._turn, self._num_turn_passes = next(iter(later or wanted), ""), 0
-        self._num_turn_passes += 1
-        return self._turn
 
     def _rows(self, run: _Run, count: int) -> list[Row]:
         seq = run.seq

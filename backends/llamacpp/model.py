@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.fit import KV_BYTES
-from backends.protocol import EngineError, EngineOptions, ModelLoadError, ModelSpec
+from backends.protocol import AdapterRefused, EngineError, EngineOptions, ModelLoadError, ModelSpec
 
 GGUF_MAGIC = b"GGUF"
 MAX_CACHED_SEQUENCES = 64
@@ -249,13 +249,20 @@ class LlamaModel:
         pointer = lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(num_outputs * self.vocab_size,)).reshape(num_outputs, self.vocab_size)
 
-    @property
-    def pointer(self) -> lib.llama_model_p:
-        return self._model
+    def load_adapter(self, path: Path) -> lib.llama_adapter_lora_p:
+        """See `Host`. llama.cpp itself checks that the tensors fit the model."""
+        self._log.errors.clear()
+        adapter = lib.llama_adapter_lora_init(self._model, str(path).encode())
+        if not adapter:
+            raise AdapterRefused(self._log.why)
+        return adapter
 
-    @property
-    def context(self) -> lib.llama_context_p:
-        return self._context
+    def apply_adapter(self, weights: lib.llama_adapter_lora_p | None) -> None:
+        adapters = (lib.llama_adapter_lora_p_ctypes * 1)(weights) if weights else None
+        lib.llama_set_adapters_lora(self._context, adapters, 1 if weights else 0, (ctypes.c_float * 1)(1.0))
+
+    def free_adapter(self, weights: lib.llama_adapter_lora_p) -> None:
+        lib.llama_adapter_lora_free(weights)
 
     def close(self) -> None:
         """Free context and model. Idempotent."""

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
+from backends.loaded_adapters import LoadedAdapters
 from backends.mlx.model import BrokenOff, Caches, MlxModel
 from backends.mlx.store import PrefixStore, cut, paste
 from backends.pacing import HEADROOM_TOKENS, MIN_CHUNK, MIN_SHARED_WAIT, Pace
 from backends.prefix_tree import PrefixTree
-from backends.protocol import AdapterRefused, Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
+from backends.protocol import Admission, CacheStats, EngineOptions, OutOfRoom, StepOutput
 from backends.sampling import choose
 from backends.sequence import Sequence
 
@@ -19,6 +20,7 @@ class MlxBackend:
         self._model = MlxModel(options)
         self.spec = self._model.spec
         self._pace = Pace(options.batch_tokens)
+        self._adapters = LoadedAdapters(self._model, options.data_dir)
         self._store = PrefixStore()
         self._running = PrefixTree()
         self._runs: dict[int, Sequence] = {}
@@ -39,8 +41,7 @@ class MlxBackend:
         return Admission.FULL if self._runs else Admission.REFUSED
 
     def start(self, seq: Sequence) -> int:
-        if seq.scope.adapter:
-            raise AdapterRefused("this engine cannot load adapters; the GGUF file of the model can be served with them")
+        self._adapters.load(seq.scope.adapter)
         # One prompt token stays out of the cache: sampling needs its logits.
         tokens = tuple(seq.token_ids)
         kept = self._store.match(tokens[:-1], seq.scope)
@@ -58,8 +59,10 @@ class MlxBackend:
         return seq.num_computed
 
     def step(self) -> list[StepOutput]:
-        chunks = self._pace.plan(self._runs.values())
+        adapter = self._adapters.take_turn(self._runs.values())
+        chunks = self._pace.plan(self._runs.values(), adapter)
         self._make_room(sum(n for _, n in chunks))
+        self._adapters.apply(adapter)
         single = [seq for seq, n in chunks if n == 1 and seq.num_computed]
         began = time.perf_counter()
         outputs = self._decode(single) if single else []
@@ -76,6 +79,7 @@ class MlxBackend:
         del self._runs[seq.seq_id]
         self._running.remove(seq.seq_id)
         self._store.keep(tuple(seq.token_ids[: seq.reusable_len]), seq.scope, self._caches.pop(seq.seq_id))
+        self._store.forget(self._adapters.unload_removed({run.scope.adapter for run in self._runs.values()}))
 
     def watch(self, should_break_off: Callable[[], bool]) -> None:
         self._must_break_off = should_break_off

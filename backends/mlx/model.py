@@ -16,14 +16,18 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 from mlx_lm.utils import get_total_parameters, load_model
 
+from backends.adapter import PARTS, read_pairs
 from backends.fit import this_machine
+from backends.gguf_file import Tensor
 from backends.mlx.folder import ModelFolder
-from backends.protocol import EngineOptions, ModelLoadError, ModelSpec
+from backends.protocol import AdapterRefused, EngineOptions, ModelLoadError, ModelSpec
 from backends.sampling import Vector
 
 KV_BITS = 8
 # One entry a layer; each is an mlx_lm KVCache or QuantizedKVCache of one sequence.
 Caches = list[Any]
+# Where each linear layer stands, a module and a name in it, and what stands there while the adapter is applied.
+Adapter = list[tuple[Any, str, Any]]
 
 
 class BrokenOff(Exception):
@@ -43,6 +47,7 @@ class MlxModel:
         if options.set_wired_limit and self.is_on_gpu:
             mx.set_wired_limit(self.memory_limit)
         self._room_beside(sum(path.stat().st_size for path in self._folder.path.glob("model*.safetensors")))
+        self._adapter: Adapter = []
         self._is_quantized = options.kv_type == "q8_0"
         try:
             self._model = self._load()
@@ -105,6 +110,30 @@ class MlxModel:
         width = getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads
         return [QuantizedKVCache(64 if width % 64 == 0 else 32, KV_BITS) for _ in caches] if self._is_quantized else caches
 
+    def load_adapter(self, path: Path) -> Adapter:
+        """See `Host`."""
+        pairs = read_pairs(path, self._folder.path)
+        if sum(matrix.nbytes for pair in pairs.values() for matrix in pair) > self.memory_left:
+            raise AdapterRefused("no memory is left for it")
+        adapter: Adapter = []
+        for i, layer in enumerate(self._model.layers):
+            for part, name in PARTS.items():
+                block, _, linear = part.partition(".")
+                if pair := pairs.get(f"blk.{i}.{name}.weight"):
+                    adapter.append((layer[block], linear, _Adapted(layer[block][linear], *pair, layer.input_layernorm.weight.dtype)))
+        return adapter
+
+    def apply_adapter(self, weights: Adapter | None) -> None:
+        """See `Host`. Without one the model has the very modules that it came with."""
+        for block, linear, adapted in self._adapter:
+            block[linear] = adapted.plain
+        self._adapter = weights or []
+        for block, linear, adapted in self._adapter:
+            block[linear] = adapted
+
+    def free_adapter(self, weights: Adapter) -> None:
+        weights.clear()
+
     def decode(self, tokens: list[int], caches: list[Caches]) -> Vector:
         """One token for each of several sequences: logits float32 [len(tokens), vocab_size]."""
         layers = caches[0] if len(caches) == 1 else [_Together(list(layer)) for layer in zip(*caches, strict=True)]
@@ -128,6 +157,17 @@ class MlxModel:
     @staticmethod
     def _logits(logits: mx.array) -> Vector:
         return np.array(logits[:, -1].astype(mx.float32))
+
+
+class _Adapted:
+    """A linear layer of the model, shared and left as it is, plus B A x."""
+
+    def __init__(self, plain: Any, a: Tensor, b: Tensor, dtype: mx.Dtype) -> None:
+        self.plain = plain
+        self.a, self.b = (mx.array(np.ascontiguousarray(matrix.T)).astype(dtype) for matrix in (a, b))
+
+    def __call__(self, x: mx.array) -> Any:
+        return self.plain(x) + (x @ self.a) @ self.b
 
 
 class _Together:

@@ -26,6 +26,7 @@ class _Entry:
     start: int
     stop: int
     layers: Kv
+    adapter: str
     num_children: int = 0
 
     def head(self, count: int) -> Kv:
@@ -87,7 +88,7 @@ class PrefixStore:
         match = self._tree.match(tokens, scope)
         parent, length = self._covering(match)
         if length < len(tokens):
-            entry = _Entry(parent, self._next_handle, length, len(tokens), cut(caches, length, len(tokens)))
+            entry = _Entry(parent, self._next_handle, length, len(tokens), cut(caches, length, len(tokens)), scope.adapter)
             if parent is not None:
                 parent.num_children += 1
             self._entries[entry.handle] = parent = entry
@@ -111,7 +112,14 @@ class PrefixStore:
 
     def evict(self) -> None:
         """Drop the least recently used entry that no other builds on. There must be one."""
-        entry = next(entry for entry in self._entries.values() if not entry.num_children)
+        self._drop(next(entry for entry in self._entries.values() if not entry.num_children))
+
+    def forget(self, adapters: list[str]) -> None:
+        """Drop whatever was computed with these adapters; nothing else builds on it."""
+        for entry in [entry for entry in self._entries.values() if entry.adapter in adapters]:
+            self._drop(entry)
+
+    def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.handle]
         self._tree.remove(entry.handle)
         self.num_tokens -= entry.stop - entry.start

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from backends.adapter import AdapterRegistry
+from backends.adapter import AdapterRegistry, read_pairs
 from backends.gguf_file import read_header
 from backends.protocol import AdapterRefused
 from tests.backends.lora import ALPHA, RANK, Matrices, random_matrices, save_file, write_mlx, write_peft
@@ -45,6 +45,37 @@ def test_the_written_file_is_what_other_readers_read(registry: AdapterRegistry, 
     assert metadata["general.architecture"] == "qwen2"
     assert ours == {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in theirs.tensors}
     assert registry.add("again", registry.path(key), Path(model_path)).endswith(key.partition("@")[2])
+
+
+def test_a_model_folder_is_checked_like_the_file_of_the_same_model(
+    registry: AdapterRegistry, tmp_path: Path, model_path: str, mlx_path: str
+) -> None:
+    folder = write_peft(tmp_path / "p", random_matrices(1))
+    key = registry.add("tone", folder, Path(model_path))
+    assert registry.add("tone", folder, Path(mlx_path)) == registry.add("tone", registry.path(key), Path(mlx_path)) == key
+    pairs = read_pairs(registry.path(key), Path(mlx_path))
+    a, b = random_matrices(1)["layers.1.self_attn.k_proj"]
+    assert np.array_equal(pairs["blk.1.attn_k.weight"][0], a)
+    assert np.array_equal(pairs["blk.1.attn_k.weight"][1], b * (ALPHA / RANK))
+    wrong = write_peft(tmp_path / "w", _cut(random_matrices(1), "layers.0.mlp.down_proj"))
+    with pytest.raises(AdapterRefused, match="made for another model"):
+        registry.add("tone", wrong, Path(mlx_path))
+    quantized = gguf.GGUFWriter(str(tmp_path / "q.gguf"), "qwen2")
+    quantized.add_string("general.type", "adapter")
+    quantized.add_string("adapter.type", "lora")
+    for side, shape in (("a", (32, 256)), ("b", (256, 32))):
+        data = gguf.quants.quantize(np.zeros(shape, np.float32), gguf.GGMLQuantizationType.Q8_0)
+        quantized.add_tensor(f"blk.0.attn_q.weight.lora_{side}", data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    for write in (quantized.write_header_to_file, quantized.write_kv_data_to_file, quantized.write_tensors_to_file, quantized.close):
+        write()
+    registry.add("quantized", tmp_path / "q.gguf", Path(model_path))
+    with pytest.raises(AdapterRefused, match="neither float32 nor float16"):
+        registry.add("tone", tmp_path / "q.gguf", Path(mlx_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    for source in (folder, registry.path(key)):
+        with pytest.raises(AdapterRefused, match="llama takes no adapters"):
+            registry.add("tone", source, tmp_path)
+    assert registry.all()["tone"] == key
 
 
 def test_ranks_may_differ_where_alpha_over_rank_says_it_all(registry: AdapterRegistry, tmp_path: Path, model_path: str) -> None:

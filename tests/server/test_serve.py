@@ -260,7 +260,13 @@ def test_killing_the_engine_is_an_honest_error_and_a_working_server(model_path: 
         assert server.process.poll() is None
 
 
-def test_an_adapter_added_while_serving_is_a_model_of_its_own_until_it_is_removed(model_path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine_path", ["model_path", "mlx_path"])
+def test_an_adapter_added_while_serving_is_a_model_of_its_own_until_it_is_removed(
+    engine_path: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if engine_path == "mlx_path":
+        pytest.importorskip("mlx_lm")
+    model_path = request.getfixturevalue(engine_path)
     registry = AdapterRegistry(tmp_path / "data" / "adapters")
     with _serve(model_path, tmp_path / "data") as server:
         plain, engine = server.model, _children(server.process.pid)

@@ -84,7 +84,7 @@ def _run(backend: LlamaBackend, *sequences: Sequence) -> dict[int, list[TokenEve
 
 def _check(backend: LlamaBackend) -> None:
     """The ledger and llama.cpp agree on how far every sequence id's KV reaches."""
-    memory = lib.llama_get_memory(backend._model.context)
+    memory = lib.llama_get_memory(backend._model._context)
     for handle in backend._entries:
         assert lib.llama_memory_seq_pos_max(memory, handle) == len(backend._cells._rows[handle]) - 1
     assert backend._cells.num_pinned == 0

@@ -10,12 +10,17 @@ import pytest
 pytest.importorskip("mlx_lm")
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
 
+from backends.adapter import AdapterRegistry
 from backends.mlx import model
 from backends.mlx.backend import MlxBackend
-from backends.protocol import Admission, ModelLoadError
+from backends.protocol import AdapterRefused, Admission, ModelLoadError
 from backends.scheduler import Scheduler
 from backends.sequence import CacheScope, FinishReason, Sequence
+from tests.backends.lora import ALPHA, RANK, random_matrices, write_peft
 from tests.conformance.desk import GREEDY, OPTIONS, PUBLIC, answer, desk, endless, run
 
 
@@ -99,6 +104,58 @@ def test_the_wired_limit_is_left_alone(mlx_path: str, monkeypatch: pytest.Monkey
     assert calls == []
     assert _backend(mlx_path, set_wired_limit=True, mlx_batch=True).spec.max_sequences == OPTIONS.max_sequences
     assert len(calls) == 1
+
+
+def _save(model: nn.Module, folder: Path, **config: object) -> None:
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | config))
+
+
+def test_an_adapter_on_quantized_weights_says_what_merged_ones_say(folder: Path, tmp_path: Path) -> None:
+    merged = shutil.copytree(folder, tmp_path / "merged")
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    nn.quantize(model, 64, 4)
+    _save(model, folder, quantization={"group_size": 64, "bits": 4})
+    matrices = random_matrices(1, 0.07)
+    whole, _ = load_model(merged)
+    for name, quantized in model.named_modules():
+        if isinstance(quantized, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            weight = mx.dequantize(quantized.weight, quantized.scales, quantized.biases, 64, 4)
+            a, b = matrices.get(name.removeprefix("model."), (None, None))
+            weight = weight if a is None else weight + mx.array(ALPHA / RANK * (b @ a))
+            dict(whole.named_modules())[name].weight = weight
+    _save(whole, merged)
+    key = AdapterRegistry(tmp_path / "adapters").add("a", write_peft(tmp_path / "p", matrices), folder)
+    backend, seq = _backend(folder, data_dir=str(tmp_path)), desk(1, [250])
+    plain = answer(backend, desk(2, [250]))[2]
+    seq.scope = replace(seq.scope, adapter=key)
+    assert answer(backend, seq)[1] == answer(_backend(merged), desk(1, [250]))[1] != plain
+
+
+@pytest.mark.usefixtures("only_arrays_count")
+def test_an_adapter_takes_its_own_memory_only_and_is_refused_without(mlx_path: str, tmp_path: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "adapters")
+    key = registry.add("a", write_peft(tmp_path / "p", random_matrices(1)), Path(mlx_path))
+    size = registry.path(key).stat().st_size
+    backend, seq = _backend(mlx_path, data_dir=str(tmp_path)), desk(1, [250])
+    seq.scope = replace(seq.scope, adapter=key)
+    modules = [id(module) for _, module in backend._model._model.named_modules()]
+    limit, backend._model.memory_limit = backend._model.memory_limit, 0
+    with pytest.raises(AdapterRefused, match="no memory is left"):
+        backend.start(seq)
+    backend._model.memory_limit = limit
+    before = mx.get_active_memory()
+    backend._adapters.load(key)
+    backend._adapters.apply(key)
+    mx.eval([(adapted.a, adapted.b) for _, _, adapted in backend._model._adapter])
+    assert mx.get_active_memory() - before < 1.2 * size
+    registry.remove("a")
+    assert backend._adapters.unload_removed({key}) == []
+    assert backend._adapters.unload_removed(set()) == [key]
+    assert mx.get_active_memory() - before < size / 10
+    assert [id(module) for _, module in backend._model._model.named_modules()] == modules
 
 
 def test_a_pass_is_broken_off_between_layers(mlx_path: str) -> None:
