@@ -18,16 +18,19 @@ TOOLS_SHARE = 0.2
 
 
 def families(
-    seed: int | str, split: Split, max_passages: int = 10, size: int = 14, tools_share: float = TOOLS_SHARE
+    seed: int | str, split: Split, max_passages: int = 10, size: int = 14, tools_share: float = TOOLS_SHARE, small_share: float = 0.0
 ) -> Iterator[list[Example]]:
-    """Yield without end lists of `size` examples that share one shop, half of the lists in each language."""
+    """Yield without end lists of `size` examples that share one shop, half of the lists in each language.
+
+    `small_share` of them are small talk, refusals and questions without a passage, beyond those that come anyway.
+    """
     rng = random.Random(f"{seed}/{split}")
     while True:
         language: Language = rng.choice(["en", "zh"])
         kind = rng.choices(list(SHOP_KINDS), list(SHOP_KINDS.values()))[0]
         make = ActionWriter if rng.random() < tools_share else ShopWriter
         writer = make(rng, language, split, max_passages, kind)
-        yield [writer.example() for _ in range(size)]
+        yield [writer.example(rng.choice(["small", "none"]) if rng.random() < small_share else None) for _ in range(size)]
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list
     while not rows or sum(len(row.ids) for row in rows) < num_tokens:
         source = f"{seed}/{len(rows)}"
         if rng.random() < openings_share:
-            rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0)), rng))
+            rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0, small_share=0.4)), rng))
         else:
             rows.append(pack(chat, next(families(source, "train", rng.choice(widths))), rng))
     return rows
