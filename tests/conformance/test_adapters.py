@@ -21,7 +21,7 @@ from tests.conformance.desk import PUBLIC, answer, desk
 
 NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 # Strong enough to change every answer within its few tokens.
-STRENGTH = 0.07
+STRENGTH = 0.12
 QUESTIONS = ("When do you open?", "Where is my order?", "你们几点开门？")
 
 
