@@ -16,10 +16,9 @@ from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.protocol import EngineOptions, ModelLoadError
 from backends.registry import make_backend
 from backends.scheduler import Scheduler
-from backends.sequence import Thinking
 from backends.speculation import Gain
 from bench.model import SHAPES, make_model
-from tests.backends.llamacpp.test_speculation import LIST, PROMPTS, _Backend, _run, _sequence, assert_same
+from tests.backends.llamacpp.test_speculation import LIST, PROMPTS, _Backend, _run, _sequence, assert_same, closed_early, continued
 
 Make = Callable[..., LlamaBackend]
 SAMPLINGS = [{}, {"logit_bias": {}}, {"temperature": 0.7, "seed": 3}, {"temperature": 0.7, "top_p": 0.9, "seed": 4, "num_top_logprobs": 3}]
@@ -81,31 +80,13 @@ def test_every_token_and_logprob_is_what_plain_decoding_gives(
 def test_a_cut_by_length_leaves_kv_that_the_next_turn_can_build_on(
     max_tokens: int, plain: LlamaBackend, guessing: LlamaBackend, model_path: str
 ) -> None:
-    said = []
-    for backend in (plain, guessing):
-        first = _sequence(1, LIST, backend, model_path, max_tokens=max_tokens)
-        _run(backend, first)
-        assert first.num_completion_tokens == max_tokens
-        again = _sequence(2, "", backend, model_path)
-        again.token_ids = [*first.token_ids, 9, 10]
-        again.num_prompt_tokens, again.scope = len(again.token_ids), first.scope
-        _run(backend, again)
-        assert again.num_cached == len(first.token_ids) - 1
-        said.append(again.token_ids)
-    assert said[0] == said[1]
+    assert continued(plain, model_path, max_tokens) == continued(guessing, model_path, max_tokens)
 
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("budget", [3, 7, 11])
 def test_a_forced_close_in_the_middle_of_a_guess(budget: int, plain: LlamaBackend, guessing: LlamaBackend, model_path: str) -> None:
-    said = []
-    for backend in (plain, guessing):
-        seq = _sequence(1, LIST, backend, model_path, temperature=0.7, seed=9)
-        seq.thinking = Thinking(open_id=1, close_id=61, close_ids=(60, 61, 62), starts_open=True, budget=budget)
-        seq.in_thought = True
-        said.append(_run(backend, seq))
-        assert seq.num_thought == budget
-    assert_same(*said)
+    assert_same(closed_early(guessing, model_path, budget), closed_early(plain, model_path, budget))
 
 
 @pytest.mark.usefixtures("always")
