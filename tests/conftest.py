@@ -9,6 +9,7 @@ import pytest
 
 from feedback.database import Database
 from feedback.record import Record
+from tests.exact import write_floats
 
 # Several engines on two cores starve each other when OpenMP threads spin; engines started by tests inherit this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -36,6 +37,18 @@ def model_path() -> str:
 def mlx_path() -> str:
     """The same model as an MLX folder, or the one named by TEST_MLX_MODEL."""
     return os.environ.get("TEST_MLX_MODEL", str(WEIGHTS / "mlx"))
+
+
+@pytest.fixture(scope="session")
+def exact_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The built-in model in float32, for tests that compare texts token by token."""
+    return str(write_floats(tmp_path_factory.mktemp("exact") / "kefu-mini.gguf", str(MINI)))
+
+
+@pytest.fixture(scope="session")
+def exact_mlx_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same as an MLX folder."""
+    return str(write_floats(tmp_path_factory.mktemp("exact") / "kefu-mini", str(WEIGHTS / "mlx")))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every test here runs once per engine, with the built-in model in that engine's form."""
+"""Every test here runs once per engine, with the built-in model in that engine's form and in float32: answers must be equal, not alike."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +11,16 @@ from backends.registry import make_backend
 from tests.conformance.desk import OPTIONS
 
 MakeBackend = Callable[..., Backend]
+
+
+@pytest.fixture(scope="session")
+def model_path(exact_path: str) -> str:
+    return exact_path
+
+
+@pytest.fixture(scope="session")
+def mlx_path(exact_mlx_path: str) -> str:
+    return exact_mlx_path
 
 
 @pytest.fixture(params=["llama.cpp", "mlx"])

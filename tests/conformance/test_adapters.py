@@ -1,63 +1,26 @@
 """Adapters in a running model: they say what merged weights would say, whoever else is computed beside them."""
 
 import hashlib
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
-from backends.adapter import AdapterRegistry, read_safetensors
-from backends.gguf_file import Tensor, write_file
+from backends.adapter import AdapterRegistry
+from backends.gguf_file import write_file
 from backends.protocol import AdapterRefused, Backend
 from backends.registry import make_tokenizer
 from backends.scheduler import Scheduler
 from backends.sequence import CacheScope, SamplingParams, Sequence
-from tests.backends.lora import ALPHA, RANK, Matrices, random_matrices, save_file, write_mlx, write_peft
+from tests.backends.lora import ALPHA, RANK, random_matrices, write_mlx, write_peft
 from tests.conformance.conftest import MakeBackend
 from tests.conformance.desk import PUBLIC, answer, desk
+from tests.exact import write_floats
 
-NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
 # Strong enough to change every answer within its few tokens.
 STRENGTH = 0.12
 QUESTIONS = ("When do you open?", "Where is my order?", "你们几点开门？")
-
-
-def _write_floats(path: Path, base: str, matrices: Matrices) -> Path:
-    """The base model in float32, with the LoRA merged into its weights."""
-    deltas = {name: ALPHA / RANK * (b @ a) for name, (a, b) in matrices.items()}
-    if Path(base).is_dir():
-        shutil.copytree(base, path)
-        tensors = {name: tensor.astype(np.float32) for name, tensor in read_safetensors(Path(base) / "model.safetensors").items()}
-        for name, delta in deltas.items():
-            tensors[f"model.{name}.weight"] += delta
-        save_file(tensors, path / "model.safetensors")
-    else:
-        _write_gguf(path, base, {_gguf_name(name): delta for name, delta in deltas.items()})
-    return path
-
-
-def _gguf_name(name: str) -> str:
-    _, layer, _, part = name.split(".")
-    return f"blk.{layer}.{NAMES[part.removesuffix('_proj')]}.weight"
-
-
-def _write_gguf(path: Path, base: str, deltas: dict[str, Tensor]) -> None:
-    reader = gguf.GGUFReader(base)
-    writer = gguf.GGUFWriter(str(path), reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            kind = field.types[0]
-            writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind is gguf.GGUFValueType.ARRAY else None)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        writer.add_tensor(tensor.name, values + deltas.get(tensor.name, np.float32(0)))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.fixture
@@ -102,10 +65,10 @@ def ask(engine_path: str) -> Ask:
 
 
 def test_an_adapter_says_what_the_merged_model_says(make: MakeBackend, ask: Ask, home: Path, keys: list[str], engine_path: str) -> None:
-    base = _write_floats(home / "base", engine_path, {})
-    merged = _write_floats(home / "merged", engine_path, random_matrices(1, STRENGTH))
+    deltas = {name: ALPHA / RANK * (b @ a) for name, (a, b) in random_matrices(1, STRENGTH).items()}
+    merged = write_floats(home / "merged", engine_path, deltas)
     said = []
-    for path, adapter in ((base, keys[1]), (merged, ""), (base, "")):
+    for path, adapter in ((engine_path, keys[1]), (merged, ""), (engine_path, "")):
         backend = make(path=str(path), data_dir=str(home))
         said.append(answer(backend, *[ask(i, question, adapter) for i, question in enumerate(QUESTIONS)]))
     assert said[0] == said[1]

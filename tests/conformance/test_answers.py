@@ -21,7 +21,7 @@ def test_both_engines_compute_the_same_model(model_path: str, mlx_path: str) -> 
         seq = Sequence(1, prompt, len(prompt), params, CacheScope(private="a"))
         events = run(Scheduler(make_backend(replace(OPTIONS, path=path))), [seq])[1]
         scored.append(next(event.top_logprobs for event in events if event.token_id >= 0))
-    assert dict(scored[0]) == pytest.approx(dict(scored[1]), abs=0.3)
+    assert dict(scored[0]) == pytest.approx(dict(scored[1]), abs=0.02)
 
 
 def test_in_company_as_alone(backend: Backend) -> None:
@@ -110,7 +110,8 @@ def test_when_room_runs_out_the_answers_are_still_the_same(make: MakeBackend) ->
         bias = dict.fromkeys(roomy.spec.eos_token_ids, -100.0)
         return desk(seq_id, [300 + seq_id] * 60, SamplingParams(temperature=0.8, top_k=40, seed=seq_id, max_tokens=46, logit_bias=bias))
 
-    roomy, tight = make(max_sequences=2), make(max_sequences=2, num_kv_tokens=256)
+    # Without guesses both grow in step, so the room ends under both.
+    roomy, tight = (make(max_sequences=2, num_kv_tokens=cells, prompt_lookup=False) for cells in (4096, 256))
     scheduler = Scheduler(tight)
     events = run(scheduler, [drawn(1), drawn(2)])
     assert scheduler.totals.preemptions > 0

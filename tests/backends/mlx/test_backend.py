@@ -19,7 +19,7 @@ from backends.mlx import model
 from backends.mlx.backend import MlxBackend
 from backends.protocol import AdapterRefused, Admission, ModelLoadError
 from backends.scheduler import Scheduler
-from backends.sequence import CacheScope, FinishReason, Sequence
+from backends.sequence import CacheScope, FinishReason, SamplingParams, Sequence
 from tests.backends.lora import ALPHA, RANK, random_matrices, write_peft
 from tests.conformance.desk import GREEDY, OPTIONS, PUBLIC, answer, desk, endless, run
 
@@ -128,10 +128,17 @@ def test_an_adapter_on_quantized_weights_says_what_merged_ones_say(folder: Path,
             dict(whole.named_modules())[name].weight = weight
     _save(whole, merged)
     key = AdapterRegistry(tmp_path / "adapters").add("a", write_peft(tmp_path / "p", matrices), folder)
-    backend, seq = _backend(folder, data_dir=str(tmp_path)), desk(1, [250])
-    plain = answer(backend, desk(2, [250]))[2]
-    seq.scope = replace(seq.scope, adapter=key)
-    assert answer(backend, seq)[1] == answer(_backend(merged), desk(1, [250]))[1] != plain
+    backend = _backend(folder, data_dir=str(tmp_path))
+    adapted, wanted, plain = (_first_logprobs(each, name) for each, name in ((backend, key), (_backend(merged), ""), (backend, "")))
+    assert adapted == pytest.approx(wanted, abs=0.01)
+    assert max(abs(adapted[token] - plain.get(token, -20.0)) for token in adapted) > 0.5
+
+
+def _first_logprobs(backend: MlxBackend, adapter: str) -> dict[int, float]:
+    """The likeliest first tokens of an answer and their log probabilities."""
+    seq = desk(1, [250], SamplingParams(temperature=0.0, max_tokens=1, num_top_logprobs=5), private=f"of {adapter}")
+    seq.scope = replace(seq.scope, adapter=adapter)
+    return next(dict(event.top_logprobs) for event in run(Scheduler(backend), [seq])[1] if event.token_id >= 0)
 
 
 @pytest.mark.usefixtures("only_arrays_count")
