@@ -80,8 +80,8 @@ def _is_ready(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def server(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with _serve(model_path, tmp_path_factory.mktemp("data")) as server:
+def server(exact_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with _serve(exact_path, tmp_path_factory.mktemp("data")) as server:
         yield server
 
 
