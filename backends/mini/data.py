@@ -15,6 +15,7 @@ from backends.mini.shop import Language
 
 SHOP_KINDS: dict[Kind, int] = {"demo": 28, "demo_varied": 24, "made": 48}
 TOOLS_SHARE = 0.2
+WITHOUT_PASSAGE = ("small", "small", "none", "none", "clarify")
 
 
 def families(
@@ -22,7 +23,7 @@ def families(
 ) -> Iterator[list[Example]]:
     """Yield without end lists of `size` examples that share one shop, half of the lists in each language.
 
-    `small_share` of them are small talk, refusals and questions without a passage, beyond those that come anyway.
+    `small_share` of them are small talk, refusals, vague questions and questions without a passage, beyond those that come anyway.
     """
     rng = random.Random(f"{seed}/{split}")
     while True:
@@ -30,7 +31,7 @@ def families(
         kind = rng.choices(list(SHOP_KINDS), list(SHOP_KINDS.values()))[0]
         make = ActionWriter if rng.random() < tools_share else ShopWriter
         writer = make(rng, language, split, max_passages, kind)
-        yield [writer.example(rng.choice(["small", "none"]) if rng.random() < small_share else None) for _ in range(size)]
+        yield [writer.example(rng.choice(WITHOUT_PASSAGE) if rng.random() < small_share else None) for _ in range(size)]
 
 
 def main() -> None:

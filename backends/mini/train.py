@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backends.mini.corpus import tables
 from backends.mini.data import families
 from backends.mini.dialogues import Example
 from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
@@ -23,7 +24,7 @@ from backends.mini.tokenizer import ChatFormat, train_tokenizer
 MUON_LR, EMBEDDING_LR, ADAM_LR = 0.008, 6e-3, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.5
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
-OPENINGS_SHARE = 0.75
+OPENINGS_SHARE = 0.5
 WORD_DROPOUT = 0.1
 CHECKPOINT_EVERY_S = 120
 
@@ -63,7 +64,7 @@ def pack_openings(chat: ChatFormat, family: list[Example], rng: random.Random) -
     kept = set(chat.ids.values())
     shared = chat.message("system", family[0].shop.persona)
     row = Row(list(shared), list(range(len(shared))), [0] * len(shared), [False] * len(shared))
-    told = [example for example in family if example.thought and example.behaviour != "clarify"]
+    told = [example for example in family if example.thought]
     for branch, example in enumerate(told, 1):
         prompt = [token for token in chat.prompt(example) if token in kept or rng.random() > WORD_DROPOUT]
         target = chat.text(opening(example))
@@ -75,10 +76,12 @@ def pack_openings(chat: ChatFormat, family: list[Example], rng: random.Random) -
 
 
 def opening(example: Example) -> str:
-    """Return the part of a thought that names what is asked: up to the passage, or the first sentence."""
+    """Return the part of a thought that names what is asked: up to the passage or the choice that it offers, or the first sentence."""
     thought = example.thought or ""
     if example.cited:
         return thought.split("[")[0].rstrip()
+    if example.behaviour == "clarify":
+        return str(tables(example.language)["talk"]["think_clarify"]).split("{")[0].rstrip()
     return re.split(r"(?<=\.) |(?<=。)", thought)[0]
 
 
