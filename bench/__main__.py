@@ -9,23 +9,23 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import workloads
-from bench.client import BenchError
+from bench.client import BenchError, Body
 from bench.model import SHAPES, make_model
 from bench.peer import build, run_batched_bench, run_llama_bench
 from bench.prompts import Prompts
-from bench.report import COST, SPEED, ratios_table, rows_table
+from bench.report import COST, PLAIN, SPEED, ratios_table, rows_table
 from bench.rows import Row, medians, write_json_lines
 from bench.servers import Settings, Target, attach, serve_kefu, serve_llama
 from bench.workloads import Load
 
-WORKLOADS = ("decode", "prefill", "burst", "turns", "places")
+WORKLOADS = ("decode", "prefill", "burst", "turns", "places", "guess")
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -62,6 +62,12 @@ async def measure(plan: Plan, target: Target) -> list[Row]:
             with console.status(f"{target.name}: {name}, {number} of {plan.repeat}"):
                 rows += await run(load)
     return medians(rows)
+
+
+def measure_plain(plan: Plan, body: Body) -> list[Row]:
+    """The workload that guessing ahead is for, without it."""
+    with serve_kefu(replace(plan.settings, guesses=False), body) as target:
+        return asyncio.run(measure(replace(plan, workloads=("guess",)), replace(target, name=PLAIN)))
 
 
 def measure_peer(plan: Plan, ours: Sequence[Row], programs: Path) -> list[Row]:
@@ -135,10 +141,12 @@ def run(options: argparse.Namespace) -> None:
         server = serve_kefu(plan.settings, options.body) if options.url is None else nullcontext(_running(options))
         with server as target:
             rows = asyncio.run(measure(plan, target))
+        if "guess" in plan.workloads and options.url is None:
+            rows += measure_plain(plan, options.body)
     if options.peer:
         rows += measure_peer(plan, rows, programs)
     console.print(rows_table(rows, SPEED), rows_table(rows, COST))
-    if options.peer and not options.only_peer:
+    if (options.peer or "guess" in plan.workloads) and not options.only_peer:
         console.print(ratios_table(rows, options.name))
     if options.json:
         write_json_lines(options.json, rows)

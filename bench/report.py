@@ -59,12 +59,13 @@ class Bar:
         return "" if self.most is None else f"<= {self.most:.3f}"
 
 
-PEER = "llama-server"
+PEER, PLAIN = "llama-server", "kefu, no guesses"
 COLD, WARM = ("burst-cold", 8), ("burst-warm", 8)
 DECODE, DECODE_8 = ("decode", 1), ("decode", 8)
 PREFILL, PLACES = ("prefill", 1), ("places", 8)
 TURNS = tuple((f"turn-{number}", 1) for number in range(2, 6))
 RATE, DECODE_RATE, PREFILL_RATE, WORST = "tokens_per_s", "decode_tokens_per_s", "prefill_tokens_per_s", "worst_ttft_s"
+STREAM_RATE = "stream_tokens_per_s"
 COMPUTED, IDEAL = "computed_tokens", "ideal_tokens"
 
 
@@ -92,6 +93,10 @@ BARS = (
     *(_both(f"decode, {streams} streams", ("decode", streams), RATE) for streams in (1, 4, 8)),
     _both("decode, 16 streams", ("decode", 16), RATE, least=0.7),
     *(Bar(f"{turn[0]}: computed to ideal tokens", Measure(turn, COMPUTED), Measure(turn, IDEAL), most=1) for turn in TURNS),
+    *(
+        Bar(f"{kind}: decode to decode without guesses", Measure((kind, 1), STREAM_RATE), Measure((kind, 1), STREAM_RATE, PLAIN))
+        for kind in ("guess-quoting", "guess-free")
+    ),
     *(_both(f"{turn[0]}: computed tokens", turn, COMPUTED) for turn in TURNS),
 )
 

@@ -41,13 +41,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The same for every server: model file, answers computed at once, KV room in tokens, CPU threads; `peer_args` go to llama-server."""
+    """The same for every server: model file, answers computed at once, KV room in tokens, CPU threads.
+
+    `guesses` is for kefu: does it guess ahead? `peer_args` go to llama-server.
+    """
 
     model: Path
     places: int = 8
     num_kv_tokens: int = 16384
     threads: int = os.cpu_count() or 1
     peer_args: tuple[str, ...] = ()
+    guesses: bool = True
 
 
 def kefu_command(settings: Settings, port: int) -> list[str]:
@@ -61,6 +65,7 @@ def kefu_environment(settings: Settings, data_dir: Path) -> dict[str, str]:
         "KEFU_ENGINE__MAX_SEQUENCES": str(settings.places),
         "KEFU_ENGINE__NUM_KV_TOKENS": str(settings.num_kv_tokens),
         "KEFU_ENGINE__THREADS": str(settings.threads),
+        "KEFU_ENGINE__PROMPT_LOOKUP": str(settings.guesses),
     }
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from backends.mini.shop import load_shop, system_message
 from bench.client import Body, Message, Recording, Reply, record
 from bench.prompts import Prompts
 from bench.rows import Row, summarize
@@ -51,6 +52,12 @@ class Load:
     async def natural(self, messages: Sequence[Message], max_tokens: int) -> Recording:
         """A completion that ends when the model ends it; half of it may be thinking."""
         return await record(self.target.base_url, {**self._body(messages, max_tokens), self.target.budget: max_tokens // 2})
+
+    async def in_turn(self, workload: str, conversations: Sequence[Sequence[Message]], fields: Body) -> Row:
+        """One completion after the other, always the same text; `fields` go to each."""
+        clock, asked = Clock(), [{**self._body(messages, self.tokens), "seed": 1, **fields} for messages in conversations]
+        replies = [(await record(self.target.base_url, body)).reply() for body in asked]
+        return replace(self.sum_up(workload, clock.stopped(), replies), streams=1)
 
     async def row(self, workload: str, requests: Sequence[Awaitable[Recording]]) -> Row:
         """Run `requests` together and sum them up."""
@@ -152,3 +159,11 @@ async def places(load: Load) -> list[Row]:
     shared = rounds[0][0].prompt_tokens - alone.prompt_tokens
     own = sum(reply.prompt_tokens - shared for reply in rounds[-1])
     return [replace(row, streams=load.places, ideal_tokens=shared + own + OPENER_TOKENS * NUM_CUSTOMERS * (CUSTOMER_TURNS - 1))]
+
+
+async def guess(load: Load) -> list[Row]:
+    """A customer alone: answers that quote their passages, in thought and text, then text that is drawn freely."""
+    shop = load_shop("en")
+    quoting = [[system(system_message(shop, "en")), user(question)] for question in shop.suggestions]
+    free = [[user(load.prompts.question())] for _ in quoting]
+    return [await load.in_turn("guess-quoting", quoting, {"temperature": 0}), await load.in_turn("guess-free", free, load.target.endless)]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def test_every_server_gets_the_same_settings() -> None:
     assert environment["KEFU_ENGINE__MAX_SEQUENCES"] == "5"
     assert environment["KEFU_ENGINE__NUM_KV_TOKENS"] == "4096"
     assert environment["KEFU_ENGINE__THREADS"] == "3"
+    assert kefu_environment(replace(SETTINGS, guesses=False), Path("/tmp/x"))["KEFU_ENGINE__PROMPT_LOOKUP"] == "False"
     assert kefu_command(SETTINGS, 81)[-5:] == ["serve", "--model", "m.gguf", "--port", "81"]
     command = " ".join(llama_server_command(Path("bin"), SETTINGS, 82))
     for part in (

@@ -78,3 +78,13 @@ async def test_places_are_ideal_when_every_prompt_token_is_computed_once(load: L
     # The customers' header after the shared prompt is counted for each of them: they may not share it.
     assert len(tree) <= row.ideal_tokens <= len(tree) + 3 * workloads.NUM_CUSTOMERS
     assert row.computed_tokens is not None and row.computed_tokens <= row.ideal_tokens
+
+
+@pytest.mark.anyio
+async def test_guessing_is_measured_on_one_stream_that_quotes_and_one_that_does_not(load: Load, server: FakeServer) -> None:
+    quoting, free = await workloads.guess(load)
+    assert [(row.workload, row.streams, row.requests) for row in (quoting, free)] == [("guess-quoting", 1, 4), ("guess-free", 1, 4)]
+    quotes, drawn = server.seen[:4], server.seen[4:]
+    assert {request["temperature"] for request in quotes} == {0} and all("Passages:" in each["messages"][0]["content"] for each in quotes)
+    assert all(request["logit_bias"] == {"7": -100} and len(request["messages"]) == 1 for request in drawn)
+    assert {request["seed"] for request in server.seen} == {1}
