@@ -10,6 +10,10 @@ import pytest
 
 from server.service import Service, ServiceFailed, launchd_plist, run, systemd_unit
 
+KNOWN_TO_LAUNCHD = {
+    *("Label", "ProgramArguments", "WorkingDirectory", "RunAtLoad", "KeepAlive", "ThrottleInterval", "ExitTimeOut", "ProcessType"),
+    *("StandardOutPath", "StandardErrorPath"),
+}
 COMMAND = ("/opt/py 3/bin/python", "-P", "-m", "server.cli", "serve")
 
 
@@ -27,7 +31,12 @@ class Manager:
 
 def test_the_agent_drains_restarts_after_crashes_only_and_does_not_nap(tmp_path: Path) -> None:
     agent = plistlib.loads(launchd_plist(COMMAND, tmp_path, tmp_path / "log"))
-    assert agent["ProgramArguments"] == list(COMMAND)
+    assert agent["ProgramArguments"] == list(COMMAND), "no shell and no wrapper: launchd must hold the process itself"
+    assert (agent["WorkingDirectory"], agent["StandardOutPath"], agent["StandardErrorPath"]) == (
+        str(tmp_path),
+        *[str(tmp_path / "log")] * 2,
+    )
+    assert set(agent) <= KNOWN_TO_LAUNCHD, "launchd ignores a misspelt key without a word"
     assert (agent["KeepAlive"], agent["RunAtLoad"], agent["ProcessType"]) == ({"SuccessfulExit": False}, True, "Interactive")
     assert (agent["ThrottleInterval"], agent["ExitTimeOut"]) == (10, 60)
     if plutil := shutil.which("plutil"):
