@@ -77,6 +77,7 @@ conversation = Table(
     Column("consent_train", Boolean, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Index("conversation_of_visitor", "visitor_id", "created_at_ms"),
+    Index("conversation_by_time", "created_at_ms", "id"),
 )
 
 message = Table(
@@ -161,4 +162,41 @@ signal = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("visitor_id", "idempotency_key"),
     Index("signal_of_visitor", "visitor_id", "created_at_ms"),
+)
+
+agent = Table(
+    "agent",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("login", String(200), nullable=False, unique=True),  # the name as it is compared: case and width folded
+    Column("name", String(100), nullable=False),
+    Column("role", String(16), nullable=False),  # agent | editor | admin
+    Column("password_hash", String(200), nullable=False),
+    Column("must_change_password", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("disabled_at_ms", BigInteger),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("agent_id", ForeignKey("agent.id"), nullable=False, index=True),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("seen_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+)
+
+# Append-only: each row's hash covers the row and the hash before it. A hash follows once: the chain cannot fork.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),  # 1, 2, ... without a gap
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("prev_hash", String(64), nullable=False, unique=True),
+    Column("hash", String(64), nullable=False),
 )
