@@ -18,6 +18,9 @@ from backends.protocol import AdapterRefused, EngineDown, EngineOptions, ModelLo
 from backends.sequence import SamplingParams
 from backends.supervisor import Supervisor
 from backends.upstream import UpstreamClient
+from feedback.accounts import Accounts
+from feedback.audit import Audit
+from feedback.conversations import Conversations
 from feedback.database import Database
 from feedback.record import Record
 from feedback.signals import Signals
@@ -25,12 +28,14 @@ from server.auth import KeyRing
 from server.awake import Awake, SleepWatch, caffeinate
 from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.chat.upstream import UpstreamChat
+from server.console.console import Console
 from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
+from server.routes.console import console_router
 from server.routes.desk import DeskLimits, desk_router
 from server.routes.health import health_router
 from server.routes.openai import openai_router
@@ -82,6 +87,7 @@ def create_app(
     policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     visitors = Visitors(settings.data_dir / "visitor.key")
+    console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     broken: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -106,8 +112,9 @@ def create_app(
     asgi.include_router(openai_router(chat, ring, settings.server))
     asgi.include_router(desk_router(desk, Signals(database), visitors, shops, DeskLimits(settings.desk)))
     asgi.include_router(pages_router())
-    install_handlers(asgi)
-    asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request)
+    asgi.include_router(console_router(console, Conversations(database), settings))
+    install_handlers(asgi, console.refusal)
+    asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request, console=settings.console)
     return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
 
 

@@ -18,8 +18,12 @@ from backends.download import PullFailed
 from backends.fit import this_machine
 from backends.protocol import AdapterRefused
 from backends.store import BrokenManifest
+from feedback.accounts import AccountError
+from feedback.audit import BrokenChain
+from feedback.database import RecordUnavailable
 from server import models_cli
 from server.adapter_cli import adapter_cli
+from server.agent_cli import agent_cli, audit_cli
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.ports import PortTaken, bind
@@ -39,9 +43,9 @@ class _OneSentence(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except (AdapterRefused, BadSettings, UnknownModel) as error:
+        except (AccountError, AdapterRefused, BadSettings, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
-        except (PullFailed, BrokenManifest, ModelUnavailable, ServiceFailed) as error:
+        except (BrokenChain, BrokenManifest, ModelUnavailable, PullFailed, RecordUnavailable, ServiceFailed) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
 
 
@@ -79,6 +83,8 @@ def serve(
     chosen = choose(_offered(settings), this_machine(settings.engine.memory_gib))
     try:
         sockets = bind(settings.server.host, settings.server.port)
+        if settings.console.port:
+            sockets += bind(settings.console.host, settings.console.port)
     except PortTaken as error:
         _fail(f"{error}; stop that, or choose another with --port.", EXIT_USAGE)
     except OSError as error:
@@ -166,6 +172,8 @@ def new() -> None:
 cli.add_typer(key_cli, name="key")
 cli.add_typer(service_cli, name="service")
 cli.add_typer(adapter_cli, name="adapter")
+cli.add_typer(agent_cli, name="agent")
+cli.add_typer(audit_cli, name="audit")
 
 
 def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:
@@ -173,7 +181,6 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
     from backends.protocol import ModelLoadError
     from backends.registry import check_model, make_tokenizer
     from backends.supervisor import Supervisor
-    from feedback.database import RecordUnavailable
     from server.app import create_app, engine_options, make_upstream
     from server.chat.service import DEFAULT_SAMPLING
     from server.serving import make_server

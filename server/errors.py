@@ -1,5 +1,6 @@
 """Errors: the server's own classes, the one table from exception class to status, type and code, and the one shape they leave in."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 import feedback.record
 from backends.protocol import AdapterRefused, ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError, NoMemory
 from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
+from feedback.accounts import BadPassword, WrongPassword
 from feedback.database import RecordUnavailable
 from feedback.signals import KeyReused
 
@@ -89,6 +91,8 @@ STATUS: dict[type[Exception], Row] = {
     Unsupported: Row(400, _REQUEST, "unsupported"),
     ContextTooLong: Row(400, _REQUEST, "context_length_exceeded"),
     Unauthorized: Row(401, _REQUEST, "invalid_api_key"),
+    WrongPassword: Row(401, _REQUEST, "wrong_password"),
+    BadPassword: Row(400, _REQUEST, "bad_password"),
     Forbidden: Row(403, _REQUEST, "forbidden"),
     NotFound: Row(404, _REQUEST, "not_found"),
     ModelNotFound: Row(404, _REQUEST, "model_not_found"),
@@ -166,19 +170,20 @@ def respond(error: Exception) -> Response:
     return Response(encode_error(error_object(error)), row_for(error).status, error_headers(error), "application/json")
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Every refusal of this app, the framework's included, leaves in the one error shape."""
+def install_handlers(app: FastAPI, page: Callable[[Request, Exception], Response | None] = lambda request, error: None) -> None:
+    """Every refusal of this app, the framework's included, leaves in the one error shape, or as the `page` that a person can read."""
 
     async def refused(request: Request, error: Exception) -> Response:
-        return respond(error)
+        return page(request, error) or respond(error)
 
     async def framework_refused(request: Request, error: Exception) -> Response:
         status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (500, None)
-        return Response(encode_error(status_object(status)), status, headers, "application/json")
+        return page(request, error) or Response(encode_error(status_object(status)), status, headers, "application/json")
 
     async def invalid_parameter(request: Request, error: Exception) -> Response:
         location = error.errors()[0]["loc"] if isinstance(error, RequestValidationError) else ("request",)
-        return respond(InvalidRequest("a parameter is missing or cannot be used", param=str(location[-1])))
+        refusal = InvalidRequest("a parameter is missing or cannot be used", param=str(location[-1]))
+        return page(request, refusal) or respond(refusal)
 
     for refusal in STATUS:
         if refusal is not Exception:

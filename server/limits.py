@@ -4,11 +4,24 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+
+from fastapi import Request
 
 from server.errors import TooManyRequests
 
 MAX_CALLERS = 10_000
 DAY_S = 24 * 3600
+
+
+def address_of(request: Request) -> str:
+    """Who shares limits: an IPv4 address, or an IPv6 /64, which is one subscriber."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ip_network((address, 64), strict=False))
 
 
 class RateLimit:

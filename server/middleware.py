@@ -9,15 +9,17 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyStalled, BodyTooLarge, HeadersTooLarge, InvalidRequest, ShuttingDown, respond
+from server.errors import BodyStalled, BodyTooLarge, HeadersTooLarge, InvalidRequest, NotFound, ShuttingDown, respond
 from server.logging import log_fields
-from server.settings import ServerSettings
+from server.settings import ConsoleSettings, ServerSettings, is_loopback
 
 log = logging.getLogger("kefu.http")
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 64
 MAX_DESK_BODY_BYTES = 64 * 1024
+CONSOLE = "/console"
+SHARED = ConsoleSettings()
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -49,12 +51,15 @@ class Door:
     `observe` is told method, route, status and seconds of each request; a route is a template, never what was asked for.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, traffic: Traffic, observe: Observe) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, traffic: Traffic, observe: Observe, console: ConsoleSettings = SHARED
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._console = console
         self._traffic = traffic
         self._observe = observe
-        self._hosts = LOOPBACK | {host.lower() for host in (*settings.allowed_hosts, settings.host)}
+        self._hosts = LOOPBACK | {host.lower() for host in (*settings.allowed_hosts, settings.host, console.host)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,7 +88,13 @@ class Door:
         max_bytes = self._settings.max_body_bytes
         if scope["path"].startswith("/desk"):
             max_bytes = min(max_bytes, MAX_DESK_BODY_BYTES)
-        refusal = _too_many_headers(scope) or self._wrong_host(headers) or _too_long(headers, max_bytes) or self._leaving(scope)
+        refusal = (
+            _too_many_headers(scope)
+            or self._wrong_host(headers)
+            or self._wrong_port(scope)
+            or _too_long(headers, max_bytes)
+            or self._leaving(scope)
+        )
         if refusal is not None:
             await respond(refusal)(scope, receive, visit.send)
         else:
@@ -95,6 +106,13 @@ class Door:
         if len(hosts) == 1 and _name_of(hosts[0]) in self._hosts:
             return None
         return InvalidRequest("this host name is not served here; add it to server.allowed_hosts", code="host_not_allowed")
+
+    def _wrong_port(self, scope: Scope) -> Exception | None:
+        """The console is not there where customers come in, except on loopback: then only this machine comes in."""
+        path, port = scope["path"], (scope.get("server") or ("", None))[1]
+        is_console = path == CONSOLE or path.startswith(f"{CONSOLE}/")
+        is_here = port == self._console.port if self._console.port else is_loopback(self._settings.host)
+        return NotFound("not found: see the documentation for paths and methods") if is_console and not is_here else None
 
     def _leaving(self, scope: Scope) -> Exception | None:
         if self._traffic.is_draining and not scope["path"].startswith("/health/"):

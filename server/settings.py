@@ -61,6 +61,13 @@ class ServerSettings(_Branch):
     drain_s: float = Field(25.0, ge=0, description="After SIGTERM, open answers may take this long to finish.")
 
 
+class ConsoleSettings(_Branch):
+    """The team's pages, which customers never need."""
+
+    port: int = Field(0, ge=0, le=65535, description="A port for the console alone; 0 means the server's, as long as that is on loopback.")
+    host: str = Field("127.0.0.1", description="Address that the console's own port listens on.")
+
+
 class EngineSettings(_Branch):
     """The engine process and its model."""
 
@@ -129,6 +136,7 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = ServerSettings()
+    console: ConsoleSettings = ConsoleSettings()
     engine: EngineSettings = EngineSettings()
     models: ModelsSettings = ModelsSettings()
     upstream: UpstreamSettings = UpstreamSettings()

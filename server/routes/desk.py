@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from ipaddress import ip_address, ip_network
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,6 +16,7 @@ from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Qu
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import error_object
 from server.limits import DailyLimit, InFlight, RateLimit
+from server.limits import address_of as _address
 from server.schema.desk import (
     ConversationReply,
     ConversationRequest,
@@ -165,16 +165,6 @@ def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits
 def _token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _address(request: Request) -> str:
-    """Who shares limits: an IPv4 address, or an IPv6 /64, which is one subscriber."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    return host if address.version == 4 else str(ip_network((address, 64), strict=False))
 
 
 def _stream(answer: Answer, held: ExitStack) -> EventStream:

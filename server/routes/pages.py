@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from server.errors import NotFound
+from server.language import choose_language
 from web import LANGUAGES, TEMPLATES, Assets, load_assets, load_strings
 
 PAGE_HEADERS = {
@@ -41,34 +42,15 @@ def pages_router() -> APIRouter:
     return router
 
 
-def choose_language(asked: str | None, accepted: str) -> str:
-    """Return the language asked for by `?lang=`, else the best of an Accept-Language header (RFC 9110, 12.5.4), else English."""
-    if asked in LANGUAGES:
-        return asked
-    ranked: list[tuple[float, str]] = []
-    for choice in accepted[:1000].split(","):
-        tag, _, quality = choice.strip().partition(";q=")
-        language = tag.split("-")[0].strip().lower()
-        if language in LANGUAGES:
-            ranked.append((_quality(quality), language))
-    best, language = max(ranked, key=lambda each: each[0], default=(0.0, LANGUAGES[0]))
-    return language if best > 0 else LANGUAGES[0]
-
-
-def _quality(text: str) -> float:
-    if not text:
-        return 1.0
-    return float(text) if text.replace(".", "", 1).isdecimal() and text.isascii() else 0.0
-
-
 def _render_all(assets: Assets) -> dict[str, bytes]:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.get_template("chat.html")
     strings = load_strings()
+    words = {language: {key: each for key, each in strings[language].items() if not key.startswith("console_")} for language in LANGUAGES}
     pages = {}
     for language in LANGUAGES:
         other = next(each for each in LANGUAGES if each != language)
-        values = {"t": strings[language], "language": language, "static": f"/static/{assets.version}"}
+        values = {"t": words[language], "language": language, "static": f"/static/{assets.version}"}
         pages[language] = template.render(**values, other={"language": other, **strings[other]}).encode()
     return pages
 

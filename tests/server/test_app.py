@@ -12,7 +12,7 @@ from server.settings import EngineSettings, Settings
 from tests.server.conftest import calling
 from tests.server.fakes import ByteTokenizer
 
-ACCESS = {"public", "visitor", "key"}
+ACCESS = {"public", "visitor", "key", "agent", "editor", "admin"}
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from server.errors import NotFound, error_object
+from server.language import choose_language
 from server.middleware import Door, Traffic
-from server.routes.pages import choose_language, pages_router
+from server.routes.pages import pages_router
 from server.settings import ServerSettings
 from web import load_assets
 

@@ -9,7 +9,8 @@ from web import ROOT, TEMPLATES
 TOKENS = (ROOT / "static/css/tokens.css").read_text(encoding="utf-8")
 SHEETS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "static/css").glob("*.css"))}
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "static/js").rglob("*.js"))}
-PAGE = (TEMPLATES / "chat.html").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.rglob("*.html"))}
+PAGE = "\n".join(PAGES.values())
 
 
 def colours(theme: str) -> dict[str, str]:
@@ -64,7 +65,7 @@ def test_every_token_used_is_defined_and_every_one_defined_is_used() -> None:
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     assert not re.search(r"\s(?:on\w+|style)=", PAGE)
     assert not re.search(r"<script(?![^>]*(?:\ssrc=|application/json))|<style", PAGE)
-    for name, text in {**SCRIPTS, "chat.html": PAGE}.items():
+    for name, text in {**SCRIPTS, **PAGES}.items():
         addresses = [
             url for url in re.findall(r"https?://[^\s\"']+", text) if not url.startswith(("https://html.spec", "http://www.w3.org"))
         ]

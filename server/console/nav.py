@@ -1,0 +1,32 @@
+"""The console's navigation, and who may go where."""
+
+from dataclasses import dataclass
+
+from feedback.accounts import Role
+
+RANK: dict[Role, int] = {"agent": 1, "editor": 2, "admin": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class NavItem:
+    """`words` is a key of web/i18n; whoever ranks below `role` does not see it."""
+
+    path: str
+    words: str
+    role: Role
+
+
+NAV = (
+    NavItem("/console/conversations", "console_conversations", "agent"),
+    NavItem("/console/settings", "console_settings", "admin"),
+    NavItem("/console/audit", "console_audit", "admin"),
+)
+
+
+def may(role: Role, needed: Role) -> bool:
+    """Each role may do what the ones below it may: agent, editor, admin."""
+    return RANK[role] >= RANK[needed]
+
+
+def nav_for(role: Role) -> list[NavItem]:
+    return [item for item in NAV if may(role, item.role)]

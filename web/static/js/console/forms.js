@@ -1,0 +1,52 @@
+// Whatever has data-send="/path" goes there as JSON with the page's token; the reply says where to go next.
+
+import { say } from "../helpers/strings.js";
+
+const KNOWN = ["wrong_password", "bad_password", "rate_limit_exceeded", "not_signed_in", "csrf", "role_needed"];
+const box = document.getElementById("problem");
+
+// Resolves to the reply; rejects with a sentence for the person who pressed.
+export async function send(path, fields) {
+  const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf]").content };
+  const options = { method: "POST", headers, body: JSON.stringify(fields), cache: "no-store" };
+  const response = await fetch(path, options).catch(() => {
+    throw new Error(say("console_problem_unreachable"));
+  });
+  const reply = await response.json().catch(() => ({}));
+  if (response.ok) return reply;
+  throw new Error(say(`console_problem_${KNOWN.includes(reply.error?.code) ? reply.error.code : "other"}`));
+}
+
+export function complain(sentence) {
+  box.textContent = sentence;
+  box.hidden = !sentence;
+}
+
+async function press(path, fields, button) {
+  if (button.disabled) return;
+  complain("");
+  button.disabled = true;
+  try {
+    const { location: next } = await send(path, fields);
+    if (next) location.assign(next);
+    else button.disabled = false;
+  } catch (error) {
+    complain(error.message);
+    button.disabled = false;
+  }
+}
+
+export function sendForms() {
+  for (const form of document.querySelectorAll("form[data-send]")) {
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      press(form.dataset.send, Object.fromEntries(new FormData(form)), form.querySelector("[type=submit]"));
+    });
+  }
+  for (const button of document.querySelectorAll("button[data-send]")) {
+    button.addEventListener("click", () => press(button.dataset.send, {}, button));
+  }
+  for (const choice of document.querySelectorAll("form:not([data-send]) select")) {
+    choice.addEventListener("change", () => choice.form.requestSubmit());
+  }
+}
