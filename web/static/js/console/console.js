@@ -4,6 +4,14 @@ import { drawAnswers } from "./answers.js";
 import { sendForms } from "./forms.js";
 import { listenToKeys } from "./keys.js";
 
+// Who follows a link from another site comes without the cookie. Asked from this page, the server sees it.
+async function goOnIfSignedIn(form) {
+  const response = await fetch(location.href, { redirect: "manual", cache: "no-store" }).catch(() => null);
+  if (response?.type === "opaqueredirect") location.replace(form.elements.next.value || "/console");
+}
+
+const signIn = document.querySelector('form[data-send="/console/sign_in"]');
+if (signIn) goOnIfSignedIn(signIn);
 sendForms();
 listenToKeys();
 drawAnswers();

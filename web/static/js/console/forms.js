@@ -17,7 +17,9 @@ export async function send(path, fields) {
   throw new Error(say(`console_problem_${KNOWN.includes(reply.error?.code) ? reply.error.code : "other"}`));
 }
 
-export function complain(sentence) {
+// `near` is what the sentence appears before; without it, at the top of the page.
+export function complain(sentence, near = null) {
+  (near ?? document.getElementById("main").firstChild).before(box);
   box.textContent = sentence;
   box.hidden = !sentence;
 }
@@ -31,7 +33,7 @@ async function press(path, fields, button) {
     if (next) location.assign(next);
     else button.disabled = false;
   } catch (error) {
-    complain(error.message);
+    complain(error.message, button.form && button);
     button.disabled = false;
   }
 }

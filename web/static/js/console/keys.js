@@ -43,6 +43,5 @@ export function listenToKeys() {
     }
     if (MOVES[event.key] ? MOVES[event.key]() : event.key.length === 1 && press(event.key)) event.preventDefault();
   });
-  const row = location.hash && document.getElementById(location.hash.slice(1));
-  if (row?.matches("[data-row]")) row.focus();
+  document.getElementById(location.hash.slice(1))?.closest("[data-row]")?.focus();
 }
