@@ -1,52 +1,23 @@
-"""Accounts: the agents who may use the console, their passwords, and who is signed in."""
+"""Accounts: the agents who may use the console, and who is signed in."""
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import secrets
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from feedback import credentials
+from feedback.credentials import AccountError, BadPassword, Role, WrongPassword, fold, hash_token
 from feedback.database import Database, RecordUnavailable
 from feedback.record import new_id, now_ms
 from feedback.tables import agent, session
 
-Role = Literal["agent", "editor", "admin"]
-# One of the equally strong settings of OWASP's Password Storage Cheat Sheet: the one that takes 16 MiB, beside a model that wants them all.
-SCRYPT = {"n": 2**14, "r": 8, "p": 5}
-MIN_PASSWORD_CHARS, MAX_PASSWORD_CHARS, MAX_NAME_CHARS = 12, 200, 100
+MAX_NAME_CHARS = 100
 SESSION_MS, IDLE_MS, SEEN_EVERY_MS = 7 * 24 * 3_600_000, 12 * 3_600_000, 60_000
-# What the password of a name that does not exist is compared with.
-NOBODYS_HASH = ":".join(["scrypt", *(str(value) for value in SCRYPT.values()), "00" * 16, "00" * 64])
-# Letters and digits that nobody confuses when reading them out.
-ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
-
-
-class AccountError(Exception):
-    """Base of what accounts refuse: UnknownAgent, NameTaken, BadName, BadPassword."""
-
-
-class UnknownAgent(AccountError): ...
-
-
-class NameTaken(AccountError): ...
-
-
-class BadName(AccountError): ...
-
-
-class BadPassword(AccountError):
-    """Too short, too long, or the name itself."""
-
-
-class WrongPassword(Exception):
-    """No agent has this name and this password; which of the two is wrong is not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +32,6 @@ class Agent:
     disabled_at_ms: int | None
 
 
-def fold(name: str) -> str:
-    """A name as it is compared."""
-    return unicodedata.normalize("NFKC", name).strip().casefold()
-
-
-def one_time_password() -> str:
-    """79 random bits, to be typed once."""
-    return "-".join("".join(secrets.choice(ALPHABET) for _ in range(4)) for _ in range(4))
-
-
-def hash_password(password: str) -> str:
-    """scrypt with a salt of its own; its settings stand before it, so that they can be raised. Takes some tenths of a second."""
-    salt = secrets.token_bytes(16)
-    return ":".join(["scrypt", *(str(value) for value in SCRYPT.values()), salt.hex(), _scrypt(password, salt, **SCRYPT).hex()])
-
-
-def is_password(password: str, password_hash: str) -> bool:
-    """Compared in constant time."""
-    _, n, r, p, salt, wanted = password_hash.split(":")
-    presented = _scrypt(password, bytes.fromhex(salt), int(n), int(r), int(p))
-    return hmac.compare_digest(bytes.fromhex(wanted), presented)
-
-
-def hash_token(token: str) -> str:
-    """SHA-256 in hex. Tokens are 256 random bits, so a slow hash would add nothing."""
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
-    typed = unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
-    return hashlib.scrypt(typed, salt=salt, n=n, r=r, p=p, maxmem=256 * n * r)
-
-
-def _agent(row: RowMapping) -> Agent:
-    return Agent(**{field: row[field] for field in Agent.__slots__})
-
-
 class Accounts:
     """Agents and sessions. A session ends when it expires, after 12 idle hours, or when its agent's password or account does."""
 
@@ -107,17 +41,17 @@ class Accounts:
         self._hashing = asyncio.Lock()  # one at a time, for memory's sake
 
     async def add(self, name: str, role: Role, password: str, *, must_change: bool) -> Agent:
-        """Raises NameTaken, BadName, BadPassword."""
+        """Raises AccountError."""
         login, name = fold(name), unicodedata.normalize("NFKC", name).strip()
         if not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
-            raise BadName(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
+            raise AccountError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
         added = Agent(new_id("agt"), name, role, must_change, self._clock(), None)
         row = {field: getattr(added, field) for field in added.__slots__}
         row |= {"login": login, "password_hash": await self._hash(login, password)}
         try:
             await self._database.write(lambda connection: connection.execute(insert(agent).values(row)))
         except IntegrityError as error:
-            raise NameTaken(f"there is an agent {name!r} already") from error
+            raise AccountError(f"there is an agent {name!r} already") from error
         return added
 
     async def agents(self) -> list[Agent]:
@@ -126,17 +60,17 @@ class Accounts:
         return await self._database.read(lambda connection: [_agent(row) for row in connection.execute(rows).mappings()])
 
     async def find(self, name: str) -> Agent:
-        """Raises UnknownAgent."""
+        """Raises AccountError."""
         row = await self._row(agent.c.login == fold(name))
         if row is None:
-            raise UnknownAgent(f"there is no agent {name!r}")
+            raise AccountError(f"there is no agent {name!r}")
         return _agent(row)
 
     async def sign_in(self, name: str, password: str) -> tuple[Agent, str]:
         """The agent and the token of a new session. Raises WrongPassword, after the same work whatever is wrong."""
         row = await self._row(agent.c.login == fold(name))
         async with self._hashing:
-            is_right = await asyncio.to_thread(is_password, password, row["password_hash"] if row else NOBODYS_HASH)
+            is_right = await asyncio.to_thread(credentials.is_password, password, row["password_hash"] if row else credentials.NOBODYS_HASH)
         if row is None or not is_right or row["disabled_at_ms"] is not None:
             raise WrongPassword("no agent has this name and this password")
         token, now = secrets.token_urlsafe(32), self._clock()
@@ -170,16 +104,16 @@ class Accounts:
         )
 
     async def set_password(self, name: str, password: str, *, must_change: bool) -> None:
-        """Ends all sessions of this agent. Raises UnknownAgent, BadPassword."""
+        """Ends all sessions of this agent. Raises AccountError."""
         hashed = await self._hash(fold(name), password)
         await self._change(name, {"password_hash": hashed, "must_change_password": must_change})
 
     async def set_role(self, name: str, role: Role) -> None:
-        """Counts from the agent's next click. Raises UnknownAgent."""
+        """Counts from the agent's next click. Raises AccountError."""
         await self._change(name, {"role": role})
 
     async def set_disabled(self, name: str, *, disabled: bool) -> None:
-        """Ends all sessions of this agent. Raises UnknownAgent."""
+        """Ends all sessions of this agent. Raises AccountError."""
         await self._change(name, {"disabled_at_ms": self._clock() if disabled else None})
 
     async def _change(self, name: str, values: dict[str, object]) -> None:
@@ -192,12 +126,14 @@ class Accounts:
         await self._database.write(work)
 
     async def _hash(self, login: str, password: str) -> str:
-        if not MIN_PASSWORD_CHARS <= len(password) <= MAX_PASSWORD_CHARS:
-            raise BadPassword(f"a password has {MIN_PASSWORD_CHARS} to {MAX_PASSWORD_CHARS} characters")
-        if fold(password) == login:
-            raise BadPassword("the name is no password")
+        if not credentials.MIN_PASSWORD_CHARS <= len(password) <= credentials.MAX_PASSWORD_CHARS or fold(password) == login:
+            raise BadPassword("a password has 12 to 200 characters and is not the name")
         async with self._hashing:
-            return await asyncio.to_thread(hash_password, password)
+            return await asyncio.to_thread(credentials.hash_password, password)
 
     async def _row(self, which: ColumnElement[bool]) -> RowMapping | None:
         return await self._database.read(lambda connection: connection.execute(select(agent).where(which)).mappings().first())
+
+
+def _agent(row: RowMapping) -> Agent:
+    return Agent(**{field: row[field] for field in Agent.__slots__})

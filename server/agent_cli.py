@@ -4,15 +4,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
-from feedback.accounts import Accounts, Role, one_time_password
-from feedback.audit import Audit
-from feedback.database import Database
+from feedback.credentials import Role, one_time_password
 from server.settings import load_settings
+
+if TYPE_CHECKING:
+    from feedback.accounts import Accounts
+    from feedback.audit import Audit
 
 T = TypeVar("T")
 ACTOR, HEAD_FILE = "command line", "audit.head"
@@ -25,6 +27,10 @@ DataDir = Annotated[Path | None, typer.Option(help="The data folder of the serve
 Prompt = Annotated[bool, typer.Option("--prompt", help="Type the password instead of having a one-time password made.")]
 
 
+class AccountsFailed(Exception):
+    """The database cannot be used, or the audit log is not what was written."""
+
+
 @agent_cli.command("add")
 def add(
     name: Name, role: Annotated[Role, typer.Option(help="agent, editor or admin.")], prompt: Prompt = False, data_dir: DataDir = None
@@ -32,7 +38,7 @@ def add(
     """Let somebody in. Their one-time password is shown once; they choose their own when they first sign in."""
     password = _password(prompt)
 
-    async def work(accounts: Accounts, audit: Audit) -> None:
+    async def work(accounts: "Accounts", audit: "Audit") -> None:
         added = await accounts.add(name, role, password, must_change=not prompt)
         await audit.write(ACTOR, "agent_added", added.id, {"role": role})
 
@@ -54,7 +60,7 @@ def list_agents(data_dir: DataDir = None) -> None:
 def disable(name: Name, undo: Annotated[bool, typer.Option("--undo", help="Let them in again.")] = False, data_dir: DataDir = None) -> None:
     """Sign somebody out everywhere and let them in no more."""
 
-    async def work(accounts: Accounts, audit: Audit) -> None:
+    async def work(accounts: "Accounts", audit: "Audit") -> None:
         await accounts.set_disabled(name, disabled=not undo)
         await audit.write(ACTOR, "agent_enabled" if undo else "agent_disabled", (await accounts.find(name)).id)
 
@@ -66,7 +72,7 @@ def disable(name: Name, undo: Annotated[bool, typer.Option("--undo", help="Let t
 def set_role(name: Name, role: Role, data_dir: DataDir = None) -> None:
     """Give somebody another role."""
 
-    async def work(accounts: Accounts, audit: Audit) -> None:
+    async def work(accounts: "Accounts", audit: "Audit") -> None:
         before = await accounts.find(name)
         await accounts.set_role(name, role)
         await audit.write(ACTOR, "role_changed", before.id, {"from": before.role, "to": role})
@@ -80,7 +86,7 @@ def set_password(name: Name, prompt: Prompt = False, data_dir: DataDir = None) -
     """Give somebody a new one-time password and sign them out everywhere."""
     password = _password(prompt)
 
-    async def work(accounts: Accounts, audit: Audit) -> None:
+    async def work(accounts: "Accounts", audit: "Audit") -> None:
         await accounts.set_password(name, password, must_change=not prompt)
         await audit.write(ACTOR, "password_reset", (await accounts.find(name)).id)
 
@@ -98,11 +104,19 @@ def _password(prompt: bool) -> str:
     return typer.prompt("Password", hide_input=True, confirmation_prompt=True) if prompt else one_time_password()
 
 
-def _with_accounts(work: Callable[[Accounts, Audit], Awaitable[T]], data_dir: Path | None) -> T:
+def _with_accounts(work: "Callable[[Accounts, Audit], Awaitable[T]]", data_dir: Path | None) -> T:
+    # The database takes a second to import; other commands do not wait for it.
+    from feedback.accounts import Accounts
+    from feedback.audit import Audit, BrokenChain
+    from feedback.database import Database, RecordUnavailable
+
     settings = load_settings({"data_dir": data_dir})
 
     async def run() -> T:
         with closing(Database.open(settings.database_url, settings.data_dir)) as database:
             return await work(Accounts(database), Audit(database, settings.data_dir / HEAD_FILE))
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except (BrokenChain, RecordUnavailable) as error:
+        raise AccountsFailed(str(error)) from error

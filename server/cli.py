@@ -18,12 +18,10 @@ from backends.download import PullFailed
 from backends.fit import this_machine
 from backends.protocol import AdapterRefused
 from backends.store import BrokenManifest
-from feedback.accounts import AccountError
-from feedback.audit import BrokenChain
-from feedback.database import RecordUnavailable
+from feedback.credentials import AccountError
 from server import models_cli
 from server.adapter_cli import adapter_cli
-from server.agent_cli import agent_cli, audit_cli
+from server.agent_cli import AccountsFailed, agent_cli, audit_cli
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.ports import PortTaken, bind
@@ -45,7 +43,7 @@ class _OneSentence(TyperGroup):
             return super().invoke(ctx)
         except (AccountError, AdapterRefused, BadSettings, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
-        except (BrokenChain, BrokenManifest, ModelUnavailable, PullFailed, RecordUnavailable, ServiceFailed) as error:
+        except (AccountsFailed, BrokenManifest, ModelUnavailable, PullFailed, ServiceFailed) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
 
 
@@ -181,6 +179,7 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
     from backends.protocol import ModelLoadError
     from backends.registry import check_model, make_tokenizer
     from backends.supervisor import Supervisor
+    from feedback.database import RecordUnavailable
     from server.app import create_app, engine_options, make_upstream
     from server.chat.service import DEFAULT_SAMPLING
     from server.serving import make_server

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 import feedback.record
 from backends.protocol import AdapterRefused, ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError, NoMemory
 from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
-from feedback.accounts import BadPassword, WrongPassword
+from feedback.credentials import BadPassword, WrongPassword
 from feedback.database import RecordUnavailable
 from feedback.signals import KeyReused
 

@@ -10,8 +10,9 @@ from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from feedback.accounts import Accounts, Agent, Role
+from feedback.accounts import Accounts, Agent
 from feedback.audit import Audit
+from feedback.credentials import Role
 from server.console.nav import may, nav_for
 from server.errors import Forbidden, NotJson, Unauthorized, row_for
 from server.language import choose_language

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from feedback.accounts import Role
+from feedback.credentials import Role
 
 RANK: dict[Role, int] = {"agent": 1, "editor": 2, "admin": 3}
 

@@ -11,8 +11,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from feedback.accounts import SESSION_MS, Agent, WrongPassword, fold
+from feedback.accounts import SESSION_MS, Agent
 from feedback.conversations import Conversations, Found, Search
+from feedback.credentials import WrongPassword, fold
 from server.body import body
 from server.console.console import COOKIE, PASSWORD, ROOT, SIGN_IN, Console, is_https
 from server.console.settings_view import shown_settings

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from backends.mini.shop import Language
-from feedback.accounts import MAX_NAME_CHARS, MAX_PASSWORD_CHARS
+from feedback.accounts import MAX_NAME_CHARS
+from feedback.credentials import MAX_PASSWORD_CHARS
 
 Password = Annotated[str, Field(max_length=MAX_PASSWORD_CHARS)]
 # A form sends its empty fields too.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from feedback import accounts as accounts_module
+from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.database import Database
 from feedback.record import Citation, Conversation, Message, Record, new_id, now_ms
@@ -44,7 +44,7 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("console")
     database = Database.in_folder(folder / "data")
     patch = pytest.MonkeyPatch()
-    patch.setitem(accounts_module.SCRYPT, "n", 16)
+    patch.setitem(credentials.SCRYPT, "n", 16)
     # The browser's own event loop holds this thread.
     ThreadPoolExecutor(1).submit(asyncio.run, fill(database)).result()
     with serving(make_app(folder, database)) as running:

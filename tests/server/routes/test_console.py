@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy import select
 
-from feedback import accounts as accounts_module
+from feedback import credentials
 from feedback.accounts import Accounts, Role
 from feedback.audit import Audit
 from feedback.conversations import Conversations
@@ -36,8 +36,8 @@ HOUR_MS = 3_600_000
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(accounts_module.SCRYPT, "n", 16)
-    monkeypatch.setattr(accounts_module, "NOBODYS_HASH", accounts_module.NOBODYS_HASH.replace("16384", "16"))
+    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
+    monkeypatch.setattr(credentials, "NOBODYS_HASH", credentials.NOBODYS_HASH.replace("16384", "16"))
 
 
 @pytest.fixture
