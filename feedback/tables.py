@@ -168,7 +168,7 @@ agent = Table(
     "agent",
     metadata,
     Column("id", String(40), primary_key=True),
-    Column("login", String(200), nullable=False, unique=True),  # the name as it is compared: case and width folded
+    Column("login", String(400), nullable=False, unique=True),  # the name as it is compared: case and width folded
     Column("name", String(100), nullable=False),
     Column("role", String(16), nullable=False),  # agent | editor | admin
     Column("password_hash", String(200), nullable=False),
@@ -193,7 +193,7 @@ audit = Table(
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=False),  # 1, 2, ... without a gap
     Column("at_ms", BigInteger, nullable=False),
-    Column("actor", String(64), nullable=False),
+    Column("actor", String(100), nullable=False),
     Column("action", String(64), nullable=False),
     Column("subject", String(200), nullable=False),
     Column("detail", JSON, nullable=False),

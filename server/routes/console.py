@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from feedback.accounts import SESSION_MS, Agent
@@ -120,7 +120,9 @@ def _add_conversations(router: APIRouter, console: Console, conversations: Conve
         return console.render(request, "conversations.html", filters=filters, found=found[:PAGE_ROWS], query=query, older=older)
 
     @router.get("/conversations/{conversation_id}", tags=["agent"])
-    async def conversation(request: Request, me: agent, conversation_id: str, filters: Annotated[Filters, Query()]) -> Response:
+    async def conversation(
+        request: Request, me: agent, conversation_id: Annotated[str, Path(pattern=r"^\w{1,40}$")], filters: Annotated[Filters, Query()]
+    ) -> Response:
         opened, turns = await conversations.whole(conversation_id)
         return console.render(request, "conversation.html", conversation=opened, turns=turns, query=_query(filters, filters.before))
 

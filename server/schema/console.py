@@ -35,7 +35,7 @@ class Filters(BaseModel):
     """The list of conversations in its URL; dates are days of this machine's calendar, both included."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    q: Annotated[str, Field(max_length=200)] = ""
+    q: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
     language: Annotated[Language | None, Blank] = None
     thumb: Annotated[Literal["up", "down"] | None, Blank] = None
     cited: Annotated[Literal["yes", "no"] | None, Blank] = None

@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_table(
         "agent",
         sa.Column("id", sa.String(40), primary_key=True),
-        sa.Column("login", sa.String(200), nullable=False, unique=True),
+        sa.Column("login", sa.String(400), nullable=False, unique=True),
         sa.Column("name", sa.String(100), nullable=False),
         sa.Column("role", sa.String(16), nullable=False),
         sa.Column("password_hash", sa.String(200), nullable=False),
@@ -38,7 +38,7 @@ def upgrade() -> None:
         "audit",
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("at_ms", sa.BigInteger, nullable=False),
-        sa.Column("actor", sa.String(64), nullable=False),
+        sa.Column("actor", sa.String(100), nullable=False),
         sa.Column("action", sa.String(64), nullable=False),
         sa.Column("subject", sa.String(200), nullable=False),
         sa.Column("detail", sa.JSON, nullable=False),

@@ -224,6 +224,8 @@ async def test_what_is_not_there_is_a_page_with_a_way_on(http: httpx.AsyncClient
         ("/console/settings", 403),
         ("/console/conversations?since=yesterday", 400),
         ("/console/conversations?before=1.a'--", 400),
+        ("/console/conversations?q=%00", 400),
+        ("/console/conversations/%00", 400),
     ):
         page = await http.get(path, headers={**HTML, "accept-language": "zh"})
         assert page.status_code == status, path
