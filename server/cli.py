@@ -26,7 +26,7 @@ from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.ports import PortTaken, bind
 from server.service import Service, ServiceFailed
-from server.settings import BadSettings, Settings, load_settings
+from server.settings import BadSettings, Settings, is_loopback, load_settings
 
 if TYPE_CHECKING:
     from server.doctor import Finding
@@ -84,7 +84,7 @@ def serve(
         if settings.console.port:
             sockets += bind(settings.console.host, settings.console.port)
     except PortTaken as error:
-        _fail(f"{error}; stop that, or choose another with --port.", EXIT_USAGE)
+        _fail(f"{error}; stop that, or choose another with --port (the console's: console.port).", EXIT_USAGE)
     except OSError as error:
         _fail(f"cannot listen on {settings.server.host}: {error.strerror}.", EXIT_USAGE)
     name, port = sockets[0].getsockname()[:2]
@@ -200,9 +200,16 @@ def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) ->
         _fail(f"{error}. Choose another folder with --data-dir, or free this one.", EXIT_BROKEN)
     server = make_server(app, settings.server)
     out.print(f"kefu answers at {url} (API: {url}/v1) with {url_there or options.name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
+    out.print(f"The team's console: {_console_url(settings, url)}", highlight=False, soft_wrap=True)
     server.run(sockets=sockets)
     if app.broken:
         _fail(f"{app.broken[0]}. {ADVICE}", EXIT_BROKEN)
+
+
+def _console_url(settings: Settings, url: str) -> str:
+    if settings.console.port:
+        return f"http://{settings.console.host}:{settings.console.port}/console"
+    return f"{url}/console" if is_loopback(settings.server.host) else "not served where customers come in; set console.port"
 
 
 def _show(finding: "Finding") -> None:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from backends.catalog import find
 from backends.fit import GIB, Machine
 from server.auth import KEY_PREFIX, hash_key
-from server.cli import _offered, cli
-from server.settings import load_settings
+from server.cli import _console_url, _offered, cli
+from server.settings import Settings, load_settings
 from tests.backends.hub import serving
 from tests.backends.lora import random_matrices, write_peft
 from tests.conftest import MINI
@@ -171,3 +171,16 @@ def test_a_chosen_adapter_that_is_not_there_is_told_before_serving(monkeypatch: 
     result = runner.invoke(cli, ["serve", "--port", "0"])
     assert result.exit_code == 2
     assert "no adapter 'tone'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "http://127.0.0.1:8000/console"),
+        ({"console": {"port": 8001}}, "http://127.0.0.1:8001/console"),
+        ({"server": {"host": "0.0.0.0"}, "console": {"port": 8001}}, "http://127.0.0.1:8001/console"),
+        ({"server": {"host": "0.0.0.0"}}, "set console.port"),
+    ],
+)
+def test_the_first_lines_say_where_the_console_is(settings: dict[str, object], said: str) -> None:
+    assert said in _console_url(Settings.model_validate(settings), "http://127.0.0.1:8000")
