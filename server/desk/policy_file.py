@@ -17,6 +17,7 @@ from server.desk.quantities import read
 
 DEMO = Path(__file__).parent / "demo" / "policy.toml"
 MAX_BYTES = 256 * 1024
+WRONG = {"extra_forbidden": "is not known", "model_type": "must be a table", "model_attributes_type": "must be a table"}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 
@@ -168,7 +169,7 @@ def _sentences(error: ValidationError, text: str, name: str) -> list[str]:
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         # A choice between two shapes puts the shape's name into the path; keys of the file are plain words.
         path = [str(part) for part in fault["loc"] if re.fullmatch(r"[a-z0-9_]+", str(part))] or ["the file"]
-        wrong = "is not known" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+        wrong = WRONG.get(fault["type"], fault["msg"].removeprefix("Value error, "))
         said[".".join(path)] = f"{name}, line {_line_of(path, text)}: {'.'.join(path)}: {wrong}"
     return list(said.values())
 
