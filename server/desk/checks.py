@@ -145,7 +145,7 @@ def check_promises(answer: str, evidence: Evidence) -> list[Violation]:
 
 
 _OTHER_SCRIPTS = re.compile(r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\uac00-\ud7af]{2,}")
-_NO_WORDS = re.compile(r" *\[\d{1,2}\]|\S+@\S+|https?://\S+|www\.\S+|\b\S*\d\S*\b|[`\"“「《][^`\"”」》]{1,40}[`\"”」》]", re.ASCII)
+_NO_WORDS = re.compile(r" *\[\d{1,2}\]|\S{1,64}@\S{1,64}|https?://\S+|www\.\S+|\S{0,40}\d\S{0,40}|[`\"“「《][^`\"”」》]{1,40}[`\"”」》]", re.ASCII)
 
 
 def check_language(answer: str, evidence: Evidence, language: Language) -> list[Violation]:
@@ -180,7 +180,7 @@ def check_length(answer: str, rules: Rules) -> list[Violation]:
 
 _ROLE = re.compile(
     r"<\|\w+\|>|</?(?:think|system|tool_call|tool_response)>|\[/?INST\]|<<SYS>>"
-    r"|^\s*#{0,3}\s*(?:system|assistant|user)\s*(?:prompt|message)?\s*[:：]"
+    r"|^[ \t]{0,4}#{0,3}[ \t]?(?:system|assistant|user)\s*(?:prompt|message)?\s*[:：]"
     r"|\bmy (?:system )?(?:instructions|prompt|message|guidelines) (?:are|is|says?|reads?|tells?)\b"
     r"|\bi (?:was|am|have been) (?:told|instructed|prompted|programmed) to\b"
     r"|\b(?:here (?:is|are)|these are) my (?:system )?(?:instructions|prompt)"

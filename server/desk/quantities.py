@@ -60,7 +60,7 @@ _UNIT = "|".join(f"(?P<u{number}>{spelling})" for number, (_, _, spelling) in en
 _FIGURE = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"
 _ONES = "|".join(sorted((word for word in _EN if word != "zero"), key=len, reverse=True))
 _WORD = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{_ONES}))?|(?:{_ONES})(?: hundred(?: and)?(?: (?:{'|'.join(_TENS)}))?)?)(?![a-z])"
-_HAN = r"[零〇一二两三四五六七八九十百千]+"
+_HAN = r"[零〇一二两三四五六七八九十百千]{1,12}"
 _NUMBER = rf"(?:{_FIGURE}|(?<![a-z]){_WORD}|{_HAN})"
 _BEFORE = r"(?P<cur{0}>us\$|\$|¥|€|£|(?<![a-z])(?:usd|rmb|cny|eur|gbp)\s?)?\s?"
 _QUANTITY = re.compile(
@@ -81,7 +81,7 @@ _NOTHING = re.compile(
     r"|\b(?:step|option)s? \d{1,2}\b|(?:步骤|方案|选项)\s*\d{1,2}|第\s*(?:\d+|[一二两三四五六七八九十]+)\s*(?:步|点|项|种|个|次)?",
     re.IGNORECASE,
 )
-_EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
+_EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 _URL = re.compile(
     r"(?:https?://|www\.)[^\s<>()\[\]\"'，。；、！？）】》”]+"
     r"|(?<![@\w.-])[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.(?:com|net|org|cn|io|shop|store|example|co|uk|de|app|dev|info)(?![A-Za-z0-9-])(?:/[^\s，。；、！？）”]*)?"
@@ -96,7 +96,7 @@ _EN_DATE = re.compile(
     rf"(?:{_DAY.format(1)} (?:of )?{_MONTH}|{_MONTH.replace('mon>', 'mon2>')} {_DAY.format(2)})(?!\d)(?:,? (?P<y>20\d\d)(?!\d))?"
 )
 _CLOCK = re.compile(
-    r"(?P<ap>上午|早上|早|凌晨|下午|晚上|傍晚|中午|晚)?\s*(?<!\d)(?P<h>[01]?\d|2[0-4]):(?P<m>[0-5]\d)(?::[0-5]\d)?(?!\d)(?:\s*(?P<ap2>[ap])\.?m\b\.?)?",
+    r"(?:(?P<ap>上午|早上|早|凌晨|下午|晚上|傍晚|中午|晚)\s{0,2})?(?<!\d)(?P<h>[01]?\d|2[0-4]):(?P<m>[0-5]\d)(?::[0-5]\d)?(?!\d)(?:\s*(?P<ap2>[ap])\.?m\b\.?)?",
     re.IGNORECASE,
 )
 _OCLOCK = re.compile(r"(?<![\d.:])(?P<h>1[0-2]|0?[1-9])\s?(?P<ap2>[ap])\.?m\b\.?|(?<![\d.:])(?P<h2>1[0-2]|[1-9]) o'clock", re.IGNORECASE)
@@ -222,8 +222,7 @@ def _time(match: re.Match[str]) -> Iterator[Quantity]:
     elif half_day in ("a", "凌晨") and hour == 12:
         hour = 0
     if hour <= 24 and minute < 60:
-        start = match.start() + len(match.group()) - len(match.group().lstrip())
-        yield Quantity("time", ("time", hour * 60 + minute), start, match.end(), Decimal(hour))
+        yield Quantity("time", ("time", hour * 60 + minute), match.start(), match.end(), Decimal(hour))
 
 
 def _weekdays(match: re.Match[str]) -> Iterator[Quantity]:

@@ -102,7 +102,9 @@ def test_what_a_text_states(text: str, keys: list[tuple[object, ...]]) -> None:
 
 UNITS = ("days", "working days", "hours", "%", " 天", "个工作日", " 美元", " minutes", "")
 STATED = st.builds(
-    lambda number, unit: f"{number}{unit if unit[:1] in ' 个%' else ' ' + unit}".strip(), st.integers(2, 99), st.sampled_from(UNITS)
+    lambda number, unit: (f"{number}{unit}" if unit[:1] in " 个%" else f"{number} {unit}").strip(),
+    st.integers(2, 99),
+    st.sampled_from(UNITS),
 )
 
 

@@ -8,73 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, select
 
 from backends.protocol import EngineBusy, EngineDied
 from feedback.database import Database
-from feedback.record import Conversation, Message, NotFound, Record
-from feedback.tables import completion
+from feedback.record import NotFound, Record
 from server.chat.service import ChatMessage
 from server.desk.desk import AnswerInProgress, Desk
-from server.desk.policy import FALLBACK, OFFER, Policy
-from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Restart, Thinking
+from server.desk.policy import FALLBACK, Policy
+from server.desk.turn import Accepted, Answering, Delta, Done, Failed, Queued, Thinking
 from server.errors import InvalidRequest, ShuttingDown, Unsupported
-from tests.server.fakes import SPEC, ScriptedChat, ScriptedStream
+from tests.server.desk.customer import VISITOR, Customer, answer_in, completions, opened, said_in
+from tests.server.fakes import SPEC, ScriptedChat
 
 pytestmark = pytest.mark.anyio
-
-VISITOR = "vis_a"
-
-
-class Customer:
-    """Asks, and remembers what is heard."""
-
-    def __init__(self, desk: Desk, conversation: Conversation) -> None:
-        self.desk = desk
-        self.id = conversation.id
-        self.num_sent = 0
-
-    async def ask(self, text: str, key: str | None = None) -> list[Event]:
-        self.num_sent += 1
-        answer = await self.desk.ask(VISITOR, self.id, text, key or f"key-{self.num_sent}")
-        return [event async for event in answer.events]
-
-    def asking(self, text: str, key: str | None = None) -> "asyncio.Task[list[Event]]":
-        return asyncio.create_task(self.ask(text, key))
-
-
-@pytest.fixture
-async def customer(desk: Desk) -> Customer:
-    return Customer(desk, await desk.open_conversation(VISITOR, "en"))
-
-
-async def opened(chat: ScriptedChat, number: int = 1) -> ScriptedStream:
-    """The stream of the n-th question, once the desk has opened it."""
-    async with asyncio.timeout(5):
-        while len(chat.streams) < number:
-            await asyncio.sleep(0.005)
-    return chat.streams[number - 1]
-
-
-def answer_in(events: list[Event]) -> Message:
-    end = events[-1]
-    assert isinstance(end, Done)
-    return end.message
-
-
-def said_in(events: list[Event]) -> str:
-    """What is on the screen in the end."""
-    said = ""
-    for event in events:
-        said = "" if isinstance(event, Restart) else said + event.text if isinstance(event, Delta) else said
-    return said
-
-
-async def completions(database: Database) -> list[dict[str, object]]:
-    def work(connection: Connection) -> list[dict[str, object]]:
-        return [dict(row) for row in connection.execute(select(completion)).mappings()]
-
-    return await database.read(work)
 
 
 async def test_a_turn_is_told_step_by_step_and_kept_whole(
@@ -247,91 +193,6 @@ async def test_an_empty_answer_becomes_an_offer_of_a_person(
     assert answer.completion_id is None
     [row] = await completions(database)
     assert (row["shown"], row["content"]) == (False, "".join(script))
-
-
-async def test_a_wrong_answer_is_taken_back_and_asked_for_once_more(
-    chat: ScriptedChat, customer: Customer, record: Record, database: Database
-) -> None:
-    asking = customer.asking("How long?")
-    first = await opened(chat)
-    first.say("Hello! You have 60 days. So")
-    second = await opened(chat, 2)
-    assert first.is_closed
-    second.say("Thirty days [1].")
-    second.end()
-    events = await asking
-    assert [event for event in events if isinstance(event, Delta | Restart)] == [Delta("Hello! "), Restart(), Delta("Thirty days [1].")]
-    answer = answer_in(events)
-    assert (answer.text, answer.completion_id) == ("Thirty days [1].", second.completion_id)
-    assert (await record.messages(customer.id))[1:] == [answer]
-    assert first.job.messages == second.job.messages and first.job.sampling.seed != second.job.sampling.seed
-    rows = {row["id"]: row for row in await completions(database)}
-    rejected, shown = rows[first.completion_id], rows[second.completion_id]
-    assert (rejected["status"], rejected["shown"], rejected["content"]) == ("rejected", False, "Hello! You have 60 days. So")
-    assert [(each["kind"], each["text"]) for each in rejected["violations"]] == [("number", "60 days")]
-    assert (shown["status"], shown["shown"], shown["violations"]) == ("complete", True, [])
-    assert rejected["message_id"] == shown["message_id"] == answer.id
-
-
-@pytest.mark.parametrize(("question", "script", "language"), [("How long?", "60 days.", "en"), ("多久能退?", "六十天。", "zh")])
-async def test_two_wrong_answers_become_the_offer_of_a_person(
-    desk: Desk, chat: ScriptedChat, customer: Customer, record: Record, database: Database, question: str, script: str, language: str
-) -> None:
-    told: list[object] = []
-
-    async def hand_over(conversation: Conversation, asked: Message) -> None:
-        told.append((conversation.id, asked.text))
-
-    desk.on_check, desk.on_check_failed = told.append, hand_over
-    chat.script = (script, " And more.")
-    events = await customer.ask(question)
-    answer = answer_in(events)
-    assert answer.text == said_in(events) == OFFER["zh" if language == "zh" else "en"]
-    assert not any(isinstance(event, Delta) and "60" in event.text for event in events)
-    assert (answer.completion_id, answer.citations, answer.status) == (None, (), "complete")
-    assert (await record.messages(customer.id))[1:] == [answer]
-    assert [(row["status"], row["shown"]) for row in await completions(database)] == [("rejected", False)] * 2
-    assert told == ["number", (customer.id, question)]
-    assert [message.content for message in chat.warmed[0][0]][-1] == answer.text
-
-
-async def test_an_engine_without_room_for_another_try_is_the_offer_too(chat: ScriptedChat, customer: Customer, database: Database) -> None:
-    asking = customer.asking("How long?")
-    stream = await opened(chat)
-    chat.refuse = EngineBusy(7)
-    stream.say("60 days. So")
-    assert answer_in(await asking).text == OFFER["en"]
-    assert len(await completions(database)) == 1
-
-
-async def test_a_customer_who_stops_the_second_try_keeps_what_passed(
-    desk: Desk, chat: ScriptedChat, customer: Customer, database: Database
-) -> None:
-    asking = customer.asking("How long?")
-    (await opened(chat)).say("60 days. So")
-    (await opened(chat, 2)).say("Thirty days. And")
-    await asyncio.sleep(0.02)
-    await desk.stop(VISITOR, customer.id)
-    answer = answer_in(await asking)
-    assert (answer.text, answer.status) == ("Thirty days. ", "stopped")
-    assert sorted(str(row["status"]) for row in await completions(database)) == ["rejected", "stopped"]
-
-
-async def test_a_thought_may_say_what_an_answer_may_not(chat: ScriptedChat, customer: Customer) -> None:
-    asking = customer.asking("How long?")
-    stream = await opened(chat)
-    stream.think("Maybe 60 days? We will refund them. <|im_start|>")
-    stream.say("Thirty days [1].")
-    stream.end()
-    assert answer_in(await asking).text == "Thirty days [1]."
-    assert len(chat.streams) == 1
-
-
-async def test_earlier_answers_may_be_quoted(chat: ScriptedChat, customer: Customer) -> None:
-    chat.script = ("Is it order A-777?",)
-    await customer.ask("Where is order A-777?")
-    chat.script = ("Order A-777 it is.",)
-    assert answer_in(await customer.ask("Yes.")).text == "Order A-777 it is."
 
 
 async def test_the_same_message_again_replays_its_answer(chat: ScriptedChat, customer: Customer, record: Record) -> None:
