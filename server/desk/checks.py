@@ -145,7 +145,9 @@ def check_promises(answer: str, evidence: Evidence) -> list[Violation]:
 
 
 _OTHER_SCRIPTS = re.compile(r"[\u0400-\u052f\u0590-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\uac00-\ud7af]{2,}")
-_NO_WORDS = re.compile(r" *\[\d{1,2}\]|\S{1,64}@\S{1,64}|https?://\S+|www\.\S+|\S{0,40}\d\S{0,40}|[`\"“「《][^`\"”」》]{1,40}[`\"”」》]", re.ASCII)
+_NO_WORDS = re.compile(
+    r" *\[\d{1,2}\]|\S{1,64}@\S{1,64}|https?://\S+|www\.\S+|\S{0,40}\d\S{0,40}|[`\"“「《][^`\"”」》]{1,40}[`\"”」》]", re.ASCII
+)
 
 
 def check_language(answer: str, evidence: Evidence, language: Language) -> list[Violation]:

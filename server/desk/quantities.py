@@ -44,17 +44,8 @@ _UNITS: tuple[tuple[str, str, str], ...] = (
     ("gbp", "1", r"pounds? sterling|gbp|£|英镑"),
     ("off", "1", r"折(?!叠|扣)"),
 )
-_MONEY = {
-    "$": "usd",
-    "us$": "usd",
-    "usd": "usd",
-    "¥": "cny",
-    "rmb": "cny",
-    "cny": "cny",
-    "€": "eur",
-    "eur": "eur",
-    "£": "gbp",
-    "gbp": "gbp",
+_MONEY = {"$": "usd", "us$": "usd", "¥": "cny", "rmb": "cny", "€": "eur", "£": "gbp"} | {
+    name: name for name in ("usd", "cny", "eur", "gbp")
 }
 _UNIT = "|".join(f"(?P<u{number}>{spelling})" for number, (_, _, spelling) in enumerate(_UNITS))
 _FIGURE = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?"

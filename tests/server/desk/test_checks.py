@@ -40,7 +40,7 @@ def test_answers_judged_by_hand_are_judged_alike() -> None:
         missed.update(wrong - found)
     assert len(ANSWERS) >= 150 and sum(not line["wrong"] for line in ANSWERS) >= 75
     assert len(right) == 13 and min(right.values()) >= 2
-    assert (sum(false.values()), sum(missed.values())) <= (1, 1), (false, missed)
+    assert sum(false.values()) <= 1 and sum(missed.values()) <= 2, (false, missed)
 
 
 def test_right_answers_about_hundreds_of_other_shops_pass() -> None:
