@@ -4,6 +4,7 @@ import base64
 import secrets
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -70,11 +71,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """All a later training round needs to know about one generated answer; the fields are the columns of its table."""
+    """All a later training round needs to know about one generated answer; the fields are the columns of its table.
+
+    `violations` is what the policy's checks found: dicts of `kind`, `text` and `detail`. An attempt that they ended is `rejected`.
+    """
 
     id: str
     shown: bool
-    status: Status
+    status: Status | Literal["rejected"]
     finish_reason: str
     content: str
     reasoning: str
@@ -98,6 +102,7 @@ class Completion:
     ttft_ms: float | None
     first_answer_ms: float | None
     total_ms: float
+    violations: list[dict[str, str]] = field(default_factory=list)
 
 
 class Record:
@@ -131,8 +136,10 @@ class Record:
         """Everything said in a conversation, oldest first."""
         return await self._database.read(lambda connection: _messages(connection, message.c.conversation_id == conversation_id))
 
-    async def add_message(self, conversation_id: str, said: Message, made: Completion | None = None) -> None:
-        """Put a message on disk, once: an answer together with how it was made and what it cites."""
+    async def add_message(
+        self, conversation_id: str, said: Message, made: Completion | None = None, rejected: Sequence[Completion] = ()
+    ) -> None:
+        """Put a message on disk, once: an answer together with how it was made, what it cites, and the attempts that were rejected."""
 
         def work(connection: Connection) -> None:
             if connection.execute(select(message.c.id).where(message.c.id == said.id)).first():
@@ -143,8 +150,8 @@ class Record:
             row = {column: getattr(said, column) for column in MESSAGE_COLUMNS}
             place = {"conversation_id": conversation_id, "seq": connection.execute(last).scalar_one() + 1}
             connection.execute(insert(message).values(**place, **row))
-            if made:
-                connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(made)))
+            for attempt in (*rejected, *([made] if made else [])):
+                connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(attempt)))
             if made and said.citations:
                 connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in said.citations])
 
@@ -161,7 +168,8 @@ def _conversation(connection: Connection, which: ColumnElement[bool]) -> Convers
 
 def _messages(connection: Connection, which: ColumnElement[bool]) -> list[Message]:
     made = select(message, *completion.c["shown", "status", "finish_reason"], completion.c.id.label("completion_id"))
-    rows = connection.execute(made.select_from(message.outerjoin(completion)).where(which).order_by(message.c.seq)).mappings().all()
+    answers = message.outerjoin(completion, and_(completion.c.message_id == message.c.id, completion.c.status != "rejected"))
+    rows = connection.execute(made.select_from(answers).where(which).order_by(message.c.seq)).mappings().all()
     cited: dict[str, list[Citation]] = defaultdict(list)
     citations = select(citation).select_from(citation.join(completion).join(message)).where(which)
     for row in connection.execute(citations.order_by(citation.c.number)):

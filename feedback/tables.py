@@ -102,7 +102,7 @@ completion = Table(
     Column("id", String(64), primary_key=True),
     Column("message_id", ForeignKey("message.id"), nullable=False, index=True),
     Column("shown", Boolean, nullable=False),  # False: a fallback sentence stood in its place
-    Column("status", String(16), nullable=False),  # complete | stopped | interrupted
+    Column("status", String(16), nullable=False),  # complete | stopped | interrupted | rejected
     Column("finish_reason", String(16), nullable=False),
     Column("content", Words, nullable=False),  # as generated; message.text is as shown
     Column("reasoning", Words, nullable=False),
@@ -126,6 +126,7 @@ completion = Table(
     Column("ttft_ms", Float),
     Column("first_answer_ms", Float),
     Column("total_ms", Float, nullable=False),
+    Column("violations", JSON(none_as_null=True)),  # NULL: made before there were checks
     Column("created_at_ms", BigInteger, nullable=False),
 )
 

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ from backends.client import EngineClient
 from backends.fit import GIB
 from backends.mini.shop import Language, load_shop
 from backends.protocol import AdapterRefused, EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
+from backends.registry import check_model, make_tokenizer
 from backends.sequence import SamplingParams
 from backends.supervisor import Supervisor
 from backends.upstream import UpstreamClient
@@ -31,10 +33,12 @@ from server.chat.upstream import UpstreamChat
 from server.console.console import Console
 from server.desk.desk import Desk
 from server.desk.policy import Policy
+from server.desk.policy_file import DEMO, load_policy
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
+from server.models import Chosen
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, desk_router
 from server.routes.health import health_router
@@ -70,7 +74,7 @@ def create_app(
 ) -> App:
     """Everything but a socket; `read_tokenizer` is called once the model is loaded, and only an upstream needs none.
 
-    Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing.
+    Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing, BadPolicy.
     """
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
@@ -83,9 +87,12 @@ def create_app(
     if chat.adapters.chosen and not chat.adapters.chosen_key:
         raise AdapterRefused(f"there is no adapter {chat.adapters.chosen!r}")
     database = Database.open(settings.database_url, settings.data_dir)
+    terms = load_policy(settings.desk.policy or DEMO)
     shops = {language: load_shop(language) for language in get_args(Language)}
-    policies = {language: Policy.of(shop, language) for language, shop in shops.items()}
+    shops = {language: replace(shop, greeting=terms[language].greeting(shop.greeting)) for language, shop in shops.items()}
+    policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
+    desk.on_check = metrics.observe_check
     visitors = Visitors(settings.data_dir / "visitor.key")
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     broken: list[str] = []
@@ -116,6 +123,21 @@ def create_app(
     install_handlers(asgi, console.refusal)
     asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request, console=settings.console)
     return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
+
+
+def open_app(settings: Settings, chosen: Chosen) -> App:
+    """The application over the model that was chosen, or over the upstream that the settings name.
+
+    Raises ModelLoadError for a file that is no model, and what `create_app` does.
+    """
+    if settings.upstream.base_url:
+        return create_app(settings, make_upstream(settings.upstream), None)
+    options = engine_options(chosen.engine)
+    options = replace(options, name=chosen.name or options.name, data_dir=str(settings.data_dir))
+    for path in filter(None, (options.path, options.draft_model)):
+        check_model(path)
+    supervisor = Supervisor(options, settings.engine.max_waiting)
+    return create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
 
 
 def engine_options(settings: EngineSettings) -> EngineOptions:

@@ -2,8 +2,6 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from socket import socket
@@ -22,8 +20,10 @@ from feedback.credentials import AccountError
 from server import models_cli
 from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
+from server.desk.policy_file import BadPolicy
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
+from server.policy_cli import policy_cli
 from server.ports import PortTaken, bind
 from server.service import Service, ServiceFailed
 from server.settings import BadSettings, Settings, is_loopback, load_settings
@@ -43,7 +43,7 @@ class _OneSentence(TyperGroup):
             return super().invoke(ctx)
         except (AccountError, AdapterRefused, BadSettings, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
-        except (AccountsFailed, BrokenManifest, ModelUnavailable, PullFailed, ServiceFailed) as error:
+        except (AccountsFailed, BadPolicy, BrokenManifest, ModelUnavailable, PullFailed, ServiceFailed) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
 
 
@@ -172,34 +172,25 @@ cli.add_typer(service_cli, name="service")
 cli.add_typer(adapter_cli, name="adapter")
 cli.add_typer(agent_cli, name="agent")
 cli.add_typer(audit_cli, name="audit")
+cli.add_typer(policy_cli, name="policy")
 
 
 def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:
     # These take seconds to import; a port in use or a bad setting is told before.
     from backends.protocol import ModelLoadError
-    from backends.registry import check_model, make_tokenizer
-    from backends.supervisor import Supervisor
     from feedback.database import RecordUnavailable
-    from server.app import create_app, engine_options, make_upstream
-    from server.chat.service import DEFAULT_SAMPLING
+    from server.app import engine_options, open_app
     from server.serving import make_server
 
-    options = engine_options(chosen.engine)
-    options = replace(options, name=chosen.name or options.name, data_dir=str(settings.data_dir))
     try:
-        if url_there := settings.upstream.base_url:
-            app = create_app(settings, make_upstream(settings.upstream), None)
-        else:
-            for path in filter(None, (options.path, options.draft_model)):
-                check_model(path)
-            supervisor = Supervisor(options, settings.engine.max_waiting)
-            app = create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
+        app = open_app(settings, chosen)
     except ModelLoadError as error:
         _fail(f"{error}. {ADVICE}", EXIT_BROKEN)
     except RecordUnavailable as error:
         _fail(f"{error}. Choose another folder with --data-dir, or free this one.", EXIT_BROKEN)
     server = make_server(app, settings.server)
-    out.print(f"kefu answers at {url} (API: {url}/v1) with {url_there or options.name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
+    name = settings.upstream.base_url or chosen.name or engine_options(chosen.engine).name
+    out.print(f"kefu answers at {url} (API: {url}/v1) with {name}. Ctrl+C ends it.", highlight=False, soft_wrap=True)
     out.print(f"The team's console: {_console_url(settings, url)}", highlight=False, soft_wrap=True)
     server.run(sockets=sockets)
     if app.broken:

@@ -33,6 +33,9 @@ class Metrics:
         self._seconds = Histogram("kefu_request_seconds", "Time to the end of the response.", ["route"], buckets=FAST, registry=registry)
         self._rejections = Counter("kefu_rejections", "Requests refused for lack of room or right.", ["reason"], registry=registry)
         self._answers = Counter("kefu_answers", "Answers by how they ended.", ["finish_reason"], registry=registry)
+        self._failures = Counter(
+            "kefu_check_failures", "Answers that failed a check of the policy, by check.", ["check"], registry=registry
+        )
         self._ttft = Histogram("kefu_time_to_first_token_seconds", "Until the first token of any kind.", buckets=FAST, registry=registry)
         self._first_answer = Histogram(
             "kefu_time_to_first_answer_token_seconds", "Until the first token after the thought.", buckets=FAST, registry=registry
@@ -63,6 +66,10 @@ class Metrics:
             self._first_answer.observe(result.first_answer_ms / 1000)
         if result.num_reasoning_tokens:
             self._thought.observe(result.num_reasoning_tokens)
+
+    def observe_check(self, kind: str) -> None:
+        """Count an answer that failed this check."""
+        self._failures.labels(kind).inc()
 
     def render(self) -> bytes:
         """The text format."""

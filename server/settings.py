@@ -114,6 +114,7 @@ class UpstreamSettings(_Branch):
 class DeskSettings(_Branch):
     """The support chat."""
 
+    policy: Path | None = Field(None, description="The policy file; without it the demo shop's.")
     effort: Effort = Field("low", description="How long the model may think before it answers a customer.")
     max_answer_tokens: int = Field(1024, ge=16, description="Longest answer, thinking included, in tokens.")
     max_in_flight: int = Field(1, ge=1, description="Answers that one visitor may wait for at once.")

@@ -1,7 +1,7 @@
 """The desk: a customer's conversations, one answer at a time in each."""
 
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,7 +10,7 @@ from feedback.record import Completion, Conversation, Message, Record, new_id
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
 from server.desk.policy import Policies, Policy
-from server.desk.turn import Accepted, Answering, Delta, Done, Event, Turn
+from server.desk.turn import Accepted, Answering, Brief, Delta, Done, Event, Turn
 from server.errors import InvalidRequest, TooManyRequests
 from server.language import detect_language
 from server.settings import DeskSettings
@@ -71,6 +71,9 @@ class Desk:
         self._journal = Journal()
         self._places: dict[str, _Place] = {}
         self._windows: dict[str, int] = {}
+        # Called with the check that an answer failed, and with the question when that ended in the offer of a person.
+        self.on_check: Callable[[str], object] = lambda kind: None
+        self.on_check_failed: Callable[[Conversation, Message], Awaitable[object]] = _nothing
 
     def warm(self) -> None:
         """Prefill what every conversation begins with. For each newly loaded engine, and when customers get another adapter."""
@@ -158,15 +161,22 @@ class Desk:
         job = self._job(conversation.id, prompt)
         spec, stream = self._chat.spec, self._chat.open(job)
 
-        async def keep(answer: Message, made: Completion) -> Message:
+        async def keep(answer: Message, made: Completion | None, rejected: list[Completion]) -> Message:
             kept = replace(answer, reply_to_id=asked.id)
-            is_stored = await self._journal.write(conversation, partial(self._record.add_message, conversation.id, kept, made), kept)
+            work = partial(self._record.add_message, conversation.id, kept, made, rejected)
+            is_stored = await self._journal.write(conversation, work, kept)
             if kept.text and kept.status != "interrupted":
                 turns = (*prompt.messages, ChatMessage("assistant", kept.text))
                 self._chat.warm(turns, PUBLIC_SCOPE, conversation.id, job.adapter)
+            for kind in {violation["kind"] for attempt in rejected for violation in attempt.violations}:
+                self.on_check(kind)
+            if made is None:
+                await self.on_check_failed(conversation, asked)
             return kept if is_stored else replace(kept, completion_id=None)
 
-        return Turn(stream, policy, spec, keep, self._wait_s)
+        evidence = policy.evidence(message.text for message in said)
+        brief = Brief(policy, evidence, asked.text, spec, lambda: self._chat.open(self._job(conversation.id, prompt)))
+        return Turn(stream, brief, keep, self._wait_s)
 
     def _fit(self, conversation_id: str, policy: Policy, turns: list[Exchange]) -> Prompt:
         """The newest turns that leave room for an answer; never without the system message and the question."""
@@ -197,6 +207,10 @@ class Desk:
             adapter=self._chat.adapters.chosen_key,
             completion_id=new_id("cmpl"),
         )
+
+
+async def _nothing(conversation: Conversation, asked: Message) -> None:
+    return None
 
 
 async def _follow(asked: Message, turn: Turn) -> AsyncGenerator[Event, None]:

@@ -1,12 +1,14 @@
-"""The policy: what the assistant is told, in which language, and which passages an answer may point at."""
+"""The policy in force: what the assistant is told, in which language, and what an answer may point at and rest on."""
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from backends.mini.shop import Language, Passage, Shop, system_message
 from feedback.record import Citation
+from server.desk.checks import Evidence, Rules
+from server.desk.policy_file import Terms
 
 Policies = Mapping[Language, "Policy"]
 
@@ -14,24 +16,44 @@ FALLBACK: dict[Language, str] = {
     "en": "I'm sorry, I could not find an answer. Please put your question in other words, or ask for a person from our team.",
     "zh": "很抱歉，我没能给出答案。请换一种说法再问一次，或联系我们的人工客服。",
 }
+# What the customer reads when two answers in a row have failed the policy's checks.
+OFFER: dict[Language, str] = {
+    "en": "I'm sorry, I am not sure enough of my answer to give it to you. Shall I pass your question to a person from our team?",
+    "zh": "很抱歉，我对自己的答案没有把握，不想误导您。要不要我把问题转给我们的人工客服？",
+}
 CITATION = re.compile(r" *\[(\d{1,2})\]")
 CITATION_BEGUN = re.compile(r" +$| *\[\d{0,2}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One language's system message. The versions are hashes of content: persona and rules, and the passages."""
+    """One language's system message and terms. The versions are hashes: of the policy file (without one, the persona), of the passages."""
 
     language: Language
     system: str
     passages: tuple[Passage, ...]
     version: str
     knowledge_version: str
+    rules: Rules
+    terms: Terms | None = None
 
     @classmethod
-    def of(cls, shop: Shop, language: Language) -> "Policy":
+    def of(cls, shop: Shop, language: Language, terms: Terms | None = None) -> "Policy":
+        """The shop's passages under `terms`; without terms its own persona, and the checks that need none."""
         knowledge = "\0".join(f"{passage.id}\0{passage.title}\0{passage.text}" for passage in shop.passages)
-        return cls(language, system_message(shop, language), shop.passages, _sha256(shop.persona), _sha256(knowledge))
+        shop = replace(shop, persona=terms.persona) if terms else shop
+        version, rules = (terms.version, terms.rules) if terms else (_sha256(shop.persona), Rules(secrets=(shop.persona,)))
+        return cls(language, system_message(shop, language), shop.passages, version, _sha256(knowledge), rules, terms)
+
+    def evidence(self, said: Iterable[str], tools: Iterable[str] = ()) -> Evidence:
+        """What an answer may rest on when this was `said` in the conversation and `tools` have told that."""
+        stated = (f"{passage.title}: {passage.text}" for passage in self.passages)
+        facts, promises = (self.terms.facts, self.terms.promises) if self.terms else ((), ())
+        return Evidence((*stated, *facts), promises, tuple(tools), tuple(said))
+
+    def completed(self, answer: str, question: str) -> str:
+        """The answer with what the policy wants said to such a question."""
+        return self.terms.completed(answer, question) if self.terms else answer
 
     def has(self, number: int) -> bool:
         return 1 <= number <= len(self.passages)

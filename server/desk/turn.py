@@ -1,18 +1,23 @@
 """One customer turn: the engine's stream becomes what the customer sees, and then a row on disk."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
-from backends.protocol import EngineError, ModelSpec
+from backends.protocol import EngineBusy, EngineDown, EngineError, ModelSpec
 from feedback.record import Completion, Message, Status, new_id
-from server.chat.service import ChatResult, ChatStream
-from server.desk.policy import FALLBACK, CitationFilter, Policy
+from server.chat.service import ChatStream
+from server.desk.checks import Evidence
+from server.desk.guard import Guard
+from server.desk.policy import FALLBACK, OFFER, CitationFilter, Policy
 from server.errors import ShuttingDown
 
 LOOK_INTERVAL_S = 0.1
 # An idle engine starts within a few looks; until then there is no queue to speak of.
 LOOKS_BEFORE_PLACE = 4
+MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,11 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """What was told of the answer so far is to be forgotten: it begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The end: the answer is kept."""
 
@@ -58,8 +68,20 @@ class Failed:
     error: Exception
 
 
-Event = Accepted | Queued | Thinking | Answering | Delta | Done | Failed
-Keep = Callable[[Message, Completion], Awaitable[Message]]
+Event = Accepted | Queued | Thinking | Answering | Delta | Restart | Done | Failed
+# An answer, its completion (None: no attempt at it may be shown), and the completions that failed the checks before.
+Keep = Callable[[Message, Completion | None, list[Completion]], Awaitable[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What an answer is given with: the policy, what it may rest on, and a way to ask the model the same again with another seed."""
+
+    policy: Policy
+    evidence: Evidence
+    question: str
+    spec: ModelSpec
+    again: Callable[[], ChatStream]
 
 
 class Turn:
@@ -67,17 +89,19 @@ class Turn:
 
     Iterate once over `events`; `on_end` is called just before the last of them. `stop` is the customer's button; `hang_up` says
     that nobody listens any more. Both abort the sequence; the part that was said is kept as `stopped` or `interrupted`.
+
+    Every sentence is told when it has passed the checks. One that fails ends its attempt: the model is asked once more, from nothing, so
+    that each attempt is a whole sample of the model and not a splice of two; then a person is offered.
     """
 
-    def __init__(self, stream: ChatStream, policy: Policy, spec: ModelSpec, keep: Keep, wait_s: Callable[[int], int]) -> None:
+    def __init__(self, stream: ChatStream, brief: Brief, keep: Keep, wait_s: Callable[[int], int]) -> None:
         self.on_end: Callable[[], object] = lambda: None
-        self._stream = stream
-        self._policy = policy
-        self._spec = spec
+        self._brief = brief
         self._keep = keep
         self._wait_s = wait_s
-        self._filter = CitationFilter(policy)
+        self._rejected: list[Completion] = []
         self._text = ""
+        self._begin(stream)
         self._status: Status = "complete"
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
@@ -123,20 +147,46 @@ class Turn:
 
     async def _generate(self) -> Done | Failed:
         try:
-            async with self._stream:
-                await self._hear()
+            while not await self._attempt():
+                if not self._begin_again():
+                    return Done(await self._offer_person())
         except (EngineError, ShuttingDown) as error:
             self._status = "interrupted"
             await self._finish()
             return Failed(error)
         return Done(await self._finish())
 
+    def _begin(self, stream: ChatStream) -> None:
+        self._stream = stream
+        self._filter = CitationFilter(self._brief.policy)
+        self._guard = Guard(self._brief.evidence, self._brief.policy.rules, self._brief.policy.language)
+
+    async def _attempt(self) -> bool:
+        """Whether the answer may stand: it passed, or was ended from outside with what had passed by then."""
+        async with self._stream:
+            await self._hear()
+        if self._status == "complete":
+            self._say(self._guard.feed(self._filter.flush()) + self._guard.flush())
+        return self._status != "complete" or not self._guard.violations
+
+    def _begin_again(self) -> bool:
+        """Put the failed attempt aside and ask once more; False when that was the last one, or the engine has no room for another."""
+        self._rejected.append(self._completion("rejected", shown=False))
+        if len(self._rejected) < MAX_ATTEMPTS:
+            with contextlib.suppress(EngineBusy, EngineDown):
+                self._begin(self._brief.again())
+                self._forget()
+                return True
+        return False
+
     async def _hear(self) -> None:
         watch = asyncio.create_task(self._watch_place())
         try:
             async for delta in self._stream:
                 if delta.channel == "content":
-                    self._say(self._filter.feed(delta.text))
+                    self._say(self._guard.feed(self._filter.feed(delta.text)))
+                if self._guard.violations:
+                    return
         finally:
             watch.cancel()
 
@@ -159,13 +209,24 @@ class Turn:
         self._text += text
         self._events.put_nowait(Delta(text))
 
+    def _forget(self) -> None:
+        if self._text:
+            self._text = ""
+            self._events.put_nowait(Restart())
+
+    async def _offer_person(self) -> Message:
+        """In place of an answer that failed its checks twice."""
+        self._forget()
+        self._say(OFFER[self._brief.policy.language])
+        return await self._keep(Message(new_id("msg"), "assistant", self._text), None, self._rejected)
+
     async def _finish(self) -> Message:
         """Keep the answer. A complete one without words becomes an offer of a person; a broken one without words is not kept."""
-        self._say(self._filter.flush())
-        is_empty = not self._text.strip()
-        if is_empty and self._status == "complete":
-            self._say(FALLBACK[self._policy.language])
-        made = self._completion(self._stream.result, shown=not is_empty)
+        policy, is_empty = self._brief.policy, not self._text.strip()
+        if self._status == "complete":
+            completed = FALLBACK[policy.language] if is_empty else policy.completed(self._text, self._brief.question)
+            self._say(completed.removeprefix(self._text))
+        made = self._completion(self._status, shown=not is_empty)
         answer = Message(
             new_id("msg"),
             "assistant",
@@ -173,17 +234,18 @@ class Turn:
             status=self._status,
             completion_id=None if is_empty else made.id,
             finish_reason=made.finish_reason,
-            citations=() if is_empty else self._policy.citations(self._text),
+            citations=() if is_empty else policy.citations(self._text),
         )
         if is_empty and self._status == "interrupted":
             return answer
-        return await self._keep(answer, made)
+        return await self._keep(answer, made, self._rejected)
 
-    def _completion(self, result: ChatResult, *, shown: bool) -> Completion:
+    def _completion(self, status: Status | Literal["rejected"], *, shown: bool) -> Completion:
+        result, spec, policy = self._stream.result, self._brief.spec, self._brief.policy
         return Completion(
             id=self._stream.completion_id,
             shown=shown,
-            status=self._status,
+            status=status,
             finish_reason=result.finish_reason,
             content=result.content,
             reasoning=result.reasoning,
@@ -192,19 +254,20 @@ class Turn:
             logprobs=result.logprobs,
             sampling=asdict(result.sampling),
             seed=result.sampling.seed,
-            model=self._spec.name,
-            model_sha256=self._spec.sha256 or None,
-            quantization=self._spec.quantization or None,
-            engine=self._spec.engine,
-            engine_version=self._spec.engine_version,
+            model=spec.name,
+            model_sha256=spec.sha256 or None,
+            quantization=spec.quantization or None,
+            engine=spec.engine,
+            engine_version=spec.engine_version,
             adapter=result.adapter or None,
             template_sha256=result.template_sha256,
-            policy_version=self._policy.version,
-            knowledge_version=self._policy.knowledge_version,
+            policy_version=policy.version,
+            knowledge_version=policy.knowledge_version,
             num_cached_tokens=result.num_cached,
             num_reasoning_tokens=result.num_reasoning_tokens,
             forced_close=result.forced_close,
             ttft_ms=result.ttft_ms,
             first_answer_ms=result.first_answer_ms,
             total_ms=result.total_ms,
+            violations=self._guard.noted(),
         )

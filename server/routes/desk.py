@@ -12,7 +12,7 @@ from feedback.record import Message
 from feedback.signals import Signals, Thumb
 from server.body import body
 from server.desk.desk import Answer, Desk
-from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Thinking
+from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import error_object
 from server.limits import DailyLimit, InFlight, RateLimit
@@ -191,6 +191,8 @@ def _frame(event: Event) -> bytes:
             return sse_event("state", {"state": "answering"})
         case Delta(text):
             return sse_event("delta", {"text": text})
+        case Restart():
+            return sse_event("restart", {})
         case Done(message):
             return sse_event("done", {"message": _on_the_wire(message)})
         case Failed(error):

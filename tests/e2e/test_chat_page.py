@@ -110,7 +110,7 @@ def test_from_the_question_to_a_thumb_on_disk_and_back_after_a_reload(page: Page
     answer, passage = cited(page, "en")
     said = answer.locator(".text").inner_text()
     thought = str(rows(data_dir, "select reasoning from completion order by created_at_ms desc limit 1")[0][0])
-    assert page.evaluate("heard").count("event: delta") >= 2
+    assert page.evaluate("heard").count("event: delta") >= 1
     assert thought.strip() and thought.strip()[:20] not in page.evaluate("heard")
 
     answer.locator(".citation").first.click()

@@ -218,14 +218,18 @@ async def test_an_older_database_keeps_its_answers_and_takes_those_of_an_upstrea
     with monkeypatch.context() as patch:
         patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
         with opened(tmp_path) as database:
+            # The record of today writes a column more than the first tables had.
+            await database.write(lambda connection: connection.execute(text("ALTER TABLE completion ADD COLUMN violations JSON")))
             old = await answered(Record(database))
             with pytest.raises(IntegrityError):
                 await answered(Record(database), prompt_token_ids=None)
+            await database.write(lambda connection: connection.execute(text("ALTER TABLE completion DROP COLUMN violations")))
     with opened(tmp_path) as database:
         untold = await answered(Record(database), prompt_token_ids=None, completion_token_ids=None, logprobs=None, template_sha256=None)
         kept = {row.id: row for row in await database.read(lambda connection: connection.execute(select(completion)).all())}
         assert not await database.read(lambda connection: connection.execute(text("PRAGMA foreign_key_check")).all())
     assert (kept[old].prompt_token_ids, kept[old].logprobs, kept[old].model_sha256) == ([1, 2, 151_645], [-0.5, None], "0" * 64)
+    assert (kept[old].violations, kept[untold].violations) == (None, [])
     assert (kept[untold].prompt_token_ids, kept[untold].logprobs, kept[untold].template_sha256) == (None, None, None)
 
 

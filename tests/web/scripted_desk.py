@@ -26,6 +26,7 @@ class Scene:
     """How one answer goes: what is said of the wait, the text in pieces, how long between them, and how it ends."""
 
     text: str = "Unopened items can be returned within **30 days** of delivery [1]."
+    first_try: str = ""  # said before the server begins anew
     waits: tuple[tuple[float, dict[str, object]], ...] = ((0.0, {"state": "thinking"}),)
     piece: int = 4
     pause_s: float = 0.0
@@ -93,6 +94,10 @@ async def play(desk: Desk) -> AsyncIterator[bytes]:
         for _ in range(int(seconds * 20)):
             if not desk.stopped and not desk.hurried:
                 await asyncio.sleep(0.05)
+    if scene.first_try:
+        yield sse("delta", {"text": scene.first_try})
+        await asyncio.sleep(0.3)
+        yield sse("restart", {})
     yield sse("state", {"state": "answering"})
     for start in range(0, len(scene.text), scene.piece):
         if desk.stopped:

@@ -65,6 +65,15 @@ def test_a_broken_answer_is_asked_for_under_the_same_id(page: Page, desk: Desk, 
     assert desk.asked[0] == desk.asked[1]
 
 
+def test_an_answer_that_begins_anew_leaves_nothing_of_its_beginning(page: Page, desk: Desk) -> None:
+    desk.scene = Scene(first_try="Hello there. ", text="Within **30 days**.")
+    ask(page)
+    expect(last_answer(page).locator(".text")).to_contain_text("Hello there.")
+    expect(last_answer(page).locator(".text")).to_have_text("Within 30 days.")
+    expect(last_answer(page).locator(".actions")).to_be_visible()
+    expect(page.locator("#announcer")).to_have_text("Within 30 days.")
+
+
 def test_the_rest_of_a_broken_answer_is_a_new_question(page: Page, desk: Desk) -> None:
     desk.scene = Scene(text="Half of", ending="interrupted")
     ask(page)

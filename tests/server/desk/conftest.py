@@ -7,6 +7,7 @@ from feedback.record import Record
 from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.settings import DeskSettings
+from tests.server.desk.customer import VISITOR, Customer
 from tests.server.fakes import ScriptedChat
 
 PASSAGES = (Passage("returns", "Returns", "Within 30 days."), Passage("delivery", "Delivery", "Three days."))
@@ -25,3 +26,8 @@ def chat() -> ScriptedChat:
 def desk(chat: ScriptedChat, record: Record) -> Desk:
     policies = {language: Policy.of(SHOPS[language], language) for language in ("en", "zh")}
     return Desk(chat, record, policies, DeskSettings(), wait_s=lambda place: 5 * place)
+
+
+@pytest.fixture
+async def customer(desk: Desk) -> Customer:
+    return Customer(desk, await desk.open_conversation(VISITOR, "en"))

@@ -20,7 +20,8 @@ from feedback.record import Record
 from feedback.tables import completion, message
 from server.chat.service import ChatService
 from server.desk.desk import Desk
-from server.desk.policy import Policy
+from server.desk.policy import OFFER, Policy
+from server.desk.policy_file import DEMO, load_policy, parse_policy
 from server.desk.turn import Delta, Done, Event, Failed
 from server.settings import DeskSettings
 from tests.backends.lora import random_matrices, write_mlx
@@ -40,7 +41,7 @@ class House:
         self.tokenizer = LlamaTokenizer(model_path)
         self.database = Database.in_folder(data_dir)
         self.record = Record(self.database)
-        policies = {language: Policy.of(load_shop(language), language) for language in ("en", "zh")}
+        policies = {language: Policy.of(load_shop(language), language, terms) for language, terms in load_policy(DEMO).items()}
         self.chat = ChatService(self.engine, lambda: self.tokenizer)
         self.chat.adapters = self.adapters = AdapterRegistry(data_dir / "adapters", "tone")
         self.desk = Desk(self.chat, self.record, policies, DeskSettings(max_answer_tokens=200), self.engine.wait_s)
@@ -101,6 +102,22 @@ async def test_a_conversation_is_answered_kept_and_never_computed_twice(house: H
     spoken = messages[1].text + QUESTIONS[1]
     num_new = len(house.tokenizer.encode(spoken, special=False)) + 16
     assert rows[1]["num_cached_tokens"] >= len(rows[1]["prompt_token_ids"]) - num_new  # type: ignore[operator, arg-type]
+
+
+async def test_a_model_that_says_what_the_policy_forbids_is_asked_twice_and_not_heard(house: House) -> None:
+    text = DEMO.read_text(encoding="utf-8").replace('"trust me"', '"working days", "working day"')
+    policies = {language: Policy.of(load_shop(language), language, terms) for language, terms in parse_policy(text.encode()).items()}
+    desk = Desk(house.chat, house.record, policies, DeskSettings(max_answer_tokens=200), house.engine.wait_s)
+    opened = await desk.open_conversation(VISITOR, "en")
+    answer = await desk.ask(VISITOR, opened.id, "How many working days does standard shipping take?", "key")
+    events = [event async for event in answer.events]
+    assert isinstance(events[-1], Done) and events[-1].message.text == OFFER["en"]
+    first, second = await house.completions(opened.id)
+    assert [row["violations"][0]["kind"] for row in (first, second)] == ["must_not_say"] * 2  # type: ignore[index]
+    assert first["seed"] != second["seed"] and first["prompt_token_ids"] == second["prompt_token_ids"]
+    assert second["num_cached_tokens"] >= len(second["prompt_token_ids"]) - 1  # type: ignore[operator, arg-type]
+    assert first["policy_version"] == policies["en"].version
+    assert (house.engine.num_running, house.engine.num_waiting) == (0, 0)
 
 
 async def test_a_customer_who_leaves_frees_the_engine(house: House) -> None:

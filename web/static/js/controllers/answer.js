@@ -75,6 +75,7 @@ export class Answer {
     part(this.node, "problem").replaceChildren(box);
   }
 
+  // Forgets what was written: the question is sent again, or the server takes its beginning back.
   restart() {
     this.#text = "";
     this.#view.draw("");

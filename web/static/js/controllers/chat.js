@@ -152,6 +152,7 @@ class Chat {
     if (event.name === "accepted") this.#composer.forget();
     if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
+    if (event.name === "restart") answer.restart();
     if (event.name === "done") this.#announce(answer.finish(event.message, this.#desk));
     return event.message;
   }
