@@ -196,7 +196,7 @@ class Backend(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. Used in the web process; safe to call from any one thread at a time."""
+    """Text to token ids and back, in the web process, and in the engine process for grammars. Safe to call from several threads."""
 
     vocab_size: int
     chat_template: str | None

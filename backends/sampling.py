@@ -16,7 +16,7 @@ PENALTY_WINDOW = 256
 
 def choose(seq: Sequence, logits: Vector) -> StepOutput:
     """The next token of `seq`, from the logits [vocab_size] after its last one, with the logprobs it asked for."""
-    token_id = pick(logits, seq.sampling, seq.token_ids[seq.num_prompt_tokens :])
+    token_id = pick(_allowed(seq, logits), seq.sampling, seq.token_ids[seq.num_prompt_tokens :])
     peak = logits.max()
     norm = float(peak + np.log(np.exp(logits - peak).sum()))
     return StepOutput(seq, token_id, float(logits[token_id]) - norm, _top(logits, norm, seq.sampling.num_top_logprobs))
@@ -38,6 +38,16 @@ def pick(logits: Vector, params: SamplingParams, written: list[int]) -> int:
     values = logits if candidates is None else logits[candidates]
     at = int(values.argmax()) if is_greedy else _draw(values, params.temperature, Random(params.seed << 32 | len(written)).random())
     return at if candidates is None else int(candidates[at])
+
+
+def _allowed(seq: Sequence, logits: Vector) -> Vector:
+    """The logits of the tokens that the grammar of `seq` allows. It speaks of the answer: a thought is free."""
+    if seq.constraint is None or seq.in_thought:
+        return logits
+    allowed = seq.constraint.allowed(seq.token_ids[seq.channel_start :])
+    if seq.may_open_thought and seq.thinking is not None:
+        allowed[seq.thinking.open_id] = True
+    return np.where(allowed, logits, np.float32(-np.inf))
 
 
 def _draw(values: Vector, temperature: float, point: float) -> int:

@@ -80,6 +80,8 @@ class Scheduler:
         if self.waiting:
             self._pause_idle()
         for seq in list(self.waiting):
+            if seq.constraint is not None and not seq.constraint.is_ready:
+                continue
             match self._backend.admission(seq):
                 case Admission.YES:
                     self.waiting.remove(seq)
@@ -149,13 +151,16 @@ class Scheduler:
             return
         seq.token_ids.append(token_id)
         self.totals.completion_tokens += 1
-        reason = FinishReason.STOP if is_eos else self._limit(seq)
+        reason = self._end(seq) if is_eos else self._limit(seq)
         self._events.append(TokenEvent(seq.seq_id, token_id, output.logprob, output.top_logprobs, reason))
         if reason is not None:
             self._finish(seq, reason, announce=False)
             return
         self._watch_thought(seq, token_id)
         self._watch_loop(seq)
+
+    def _end(self, seq: Sequence) -> FinishReason:
+        return FinishReason.LENGTH if seq.constraint is not None and seq.constraint.is_broken else FinishReason.STOP
 
     def _limit(self, seq: Sequence) -> FinishReason | None:
         full = seq.num_completion_tokens >= seq.sampling.max_tokens or len(seq.token_ids) >= self._backend.spec.context_length
@@ -209,6 +214,7 @@ class Scheduler:
             if reason is not None:
                 self._finish(seq, reason, announce=False)
                 return
+        seq.channel_start = len(seq.token_ids)
 
     def _finish(self, seq: Sequence, reason: FinishReason, *, announce: bool = True) -> None:
         was_running = seq.status is SequenceStatus.RUNNING

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 
 class SequenceStatus(Enum):
@@ -33,7 +37,9 @@ class Priority(Enum):
 class SamplingParams:
     """How tokens are drawn. Ranges are checked at the HTTP door; temperature 0 is greedy.
 
-    Order of application: logit bias, top-k, top-p, min-p, penalties, temperature, draw (penalties after the truncating
+    `grammar` is what the answer must follow (see backends.constraint), empty for none.
+
+    Order of application: grammar, logit bias, top-k, top-p, min-p, penalties, temperature, draw (penalties after the truncating
     samplers, as the QwQ-32B sampling notes ask).
     """
 
@@ -48,6 +54,7 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     num_top_logprobs: int = 0
     max_tokens: int = 1024
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,21 @@ class Thinking:
     least: int | None = None
 
 
+class Constraint(Protocol):
+    """What a sequence's grammar allows. Only the engine thread asks, and nothing but `is_ready` before that is True."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Until then the sequence waits."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the answer was ended in the middle, because the grammar became too complex to follow."""
+
+    def allowed(self, answer: list[int]) -> npt.NDArray[np.bool_]:
+        """Which tokens may follow, [vocab_size]; at least one. `answer` must begin with the one that was asked about before."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One request: its tokens so far and how far the backend has computed them.
@@ -97,6 +119,7 @@ class Sequence:
     thinking: Thinking | None = None
     priority: Priority = Priority.ACTIVE
     reuse_output: bool = True
+    constraint: Constraint | None = None
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed: int = 0
     num_cached: int = 0
@@ -118,6 +141,13 @@ class Sequence:
     def num_channel_tokens(self) -> int:
         """Tokens of the thought, or of the answer once that has begun."""
         return len(self.token_ids) - self.channel_start
+
+    @property
+    def may_open_thought(self) -> bool:
+        """Nothing is written, and a thought may come before the answer."""
+        if self.thinking is None or self.thinking.budget == 0:
+            return False
+        return not (self.in_thought or self.thought_closed or self.num_completion_tokens)
 
     @property
     def num_uncomputed(self) -> int:

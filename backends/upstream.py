@@ -60,11 +60,15 @@ class UpstreamRefused(UpstreamError): ...
 
 @dataclass(frozen=True, slots=True)
 class TextEvent:
-    """New text by channel; the last one says how the answer ended, and `counted` what the upstream told of num_* (tokens)."""
+    """New text by channel; the last one says how the answer ended, and `counted` what the upstream told of num_* (tokens).
+
+    `calls` come with the last one: the name of a tool and the JSON of its arguments, as the upstream spelled it.
+    """
 
     pieces: tuple[Piece, ...] = ()
     finish_reason: FinishReason | None = None
     counted: dict[str, int | None] | None = None
+    calls: tuple[tuple[str, str], ...] = ()
 
 
 class UpstreamClient:
@@ -201,6 +205,7 @@ class UpstreamStream:
 
 async def _events(response: httpx.Response, split: Split) -> AsyncGenerator[TextEvent, None]:
     finish, counted = "", None
+    calls: dict[int, list[str]] = {}
     async for data in _data_lines(response):
         if data == b"[DONE]":
             break
@@ -214,11 +219,16 @@ async def _events(response: httpx.Response, split: Split) -> AsyncGenerator[Text
             counted = {name: _at(usage, int, *path) for name, path in COUNTS.items()}
         finish = _at(chunk, str, "choices", 0, "finish_reason") or finish
         delta = _at(chunk, dict, "choices", 0, "delta")
+        for part in _at(delta, list, "tool_calls") or []:
+            named, told = (_at(part, str, "function", name) or "" for name in ("name", "arguments"))
+            call = calls.setdefault(_at(part, int, "index") or 0, ["", ""])
+            call[:] = call[0] or named, call[1] + told
         thought: Piece = ("reasoning", _at(delta, str, "reasoning_content") or _at(delta, str, "reasoning") or "")
         yield TextEvent((thought, *split(_at(delta, str, "content") or "")))
     if not finish:
         raise UpstreamError("the upstream's answer broke off")
-    yield TextEvent((), FinishReason.LENGTH if finish == "length" else FinishReason.STOP, counted)
+    reason = FinishReason.LENGTH if finish == "length" else FinishReason.STOP
+    yield TextEvent((), reason, counted, tuple((name, arguments) for _, (name, arguments) in sorted(calls.items())))
 
 
 async def _data_lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from backends.constraint import Grammars
 from backends.protocol import Backend, EngineOptions, ModelLoadError
-from backends.registry import make_backend
+from backends.registry import make_backend, make_tokenizer
 from backends.scheduler import Scheduler
 from backends.sequence import Priority, SamplingParams, Sequence
 from backends.wire import (
@@ -32,6 +33,7 @@ from backends.wire import (
 )
 
 BEAT_EVERY_S = 0.5
+NAP_MS = 5
 RECEIVE_BYTES = 1 << 20
 LOAD_FAILED_EXIT = 3
 
@@ -39,9 +41,10 @@ LOAD_FAILED_EXIT = 3
 class Worker:
     """Owns the socket and the scheduler; `run` returns when the web side closes the socket or SIGTERM asks."""
 
-    def __init__(self, sock: socket.socket, backend: Backend) -> None:
+    def __init__(self, sock: socket.socket, backend: Backend, grammars: Grammars) -> None:
         self._sock = sock
         self._backend = backend
+        self._grammars = grammars
         self._scheduler = Scheduler(backend)
         self._unframer = Unframer()
         self._poller = select.poll()
@@ -59,7 +62,7 @@ class Worker:
         """Say that the model is loaded, then serve."""
         self._send(Loaded(self._backend.spec))
         while self._is_open:
-            self._receive(wait_ms=0 if self._scheduler.has_work else int(BEAT_EVERY_S * 1000))
+            self._receive(self._wait_ms())
             if not self._is_open:
                 return
             events = self._scheduler.step()
@@ -76,6 +79,12 @@ class Worker:
             events += self._scheduler.step()
         if not any(event.token_id >= 0 for event in events):
             raise ModelLoadError("the model was loaded, but there is no memory left to decode with it")
+
+    def _wait_ms(self) -> int:
+        """How long there is nothing to do but listen. What neither runs nor starts waits for its grammar."""
+        if not self._scheduler.has_work:
+            return int(BEAT_EVERY_S * 1000)
+        return 0 if self._scheduler.running else NAP_MS
 
     def _receive(self, wait_ms: int) -> None:
         """Obey what has come; with nothing to do, wait for something."""
@@ -106,6 +115,7 @@ class Worker:
                 tokens = message.prompt_token_ids
                 seq = Sequence(message.seq_id, list(tokens), len(tokens), message.sampling, message.scope, message.thinking)
                 seq.priority, seq.reuse_output = message.priority, message.reuse_output
+                seq.constraint = self._grammars.constrain(message.sampling.grammar) if message.sampling.grammar else None
                 self._scheduler.submit(seq)
             case Abort():
                 self._scheduler.abort(message.seq_id)
@@ -150,7 +160,7 @@ def main(arguments: list[str], factory: Callable[[EngineOptions], Backend] = mak
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         backend = factory(options)
-        worker = Worker(sock, backend)
+        worker = Worker(sock, backend, Grammars(lambda: make_tokenizer(options.path)))
         worker.prove()
     except ModelLoadError as error:
         sock.sendall(encode(LoadFailed(str(error))))

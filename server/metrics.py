@@ -56,8 +56,9 @@ class Metrics:
     def observe_result(self, result: ChatResult) -> None:
         """Count one answer; what was made before it was cut off counts too."""
         self._answers.labels(result.finish_reason).inc()
-        self._prompt.inc(result.num_prompt_tokens or 0)
-        self._cached.inc(result.num_cached or 0)
+        if not result.shares_prompt:
+            self._prompt.inc(result.num_prompt_tokens or 0)
+            self._cached.inc(result.num_cached or 0)
         self._completion.inc(result.num_completion_tokens or 0)
         self._reasoning.inc(result.num_reasoning_tokens or 0)
         if result.ttft_ms is not None:

@@ -3,27 +3,30 @@
 import codecs
 
 from backends.protocol import Tokenizer
+from server.chat.tools import CALL_CLOSE, CALL_OPEN
 
 
 class Vocabulary:
     """What each token spells, read once and shared by all streams.
 
-    `text_of(id)` is None for a token that holds part of a character: only a Detokenizer can tell what it becomes.
+    `text_of(id)` is None for a token that holds part of a character: only a Detokenizer can tell what it becomes. The tags of a call
+    are spelled out, also where they are control tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.size = tokenizer.vocab_size
         self._tokenizer = tokenizer
+        self._tags = {tokenizer.special_id(tag): tag.encode() for tag in (CALL_OPEN, CALL_CLOSE)}
         self._texts: dict[int, str | None] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
-        return self._tokenizer.token_bytes(token_id)
+        return self._tags.get(token_id) or self._tokenizer.token_bytes(token_id)
 
     def text_of(self, token_id: int) -> str | None:
         try:
             return self._texts[token_id]
         except KeyError:
-            text = self._texts[token_id] = _whole(self._tokenizer.token_bytes(token_id))
+            text = self._texts[token_id] = _whole(self.bytes_of(token_id))
             return text
 
 

@@ -1,22 +1,27 @@
 """A chat job becomes a sequence in the engine, and its tokens become text: reasoning first, then content."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from backends.adapter import AdapterRegistry
+from backends.constraint import Grammars
 from backends.mini.shop import Language
 from backends.protocol import ModelSpec, Tokenizer
 from backends.sequence import CacheScope, SamplingParams, Thinking
+from server.chat.choices import Choices
 from server.chat.detokenizer import Vocabulary
 from server.chat.reasoning import CLOSE, OPEN, PlainSplitter, Splitter, TextSplitter, ThinkTags, ThoughtState, TokenSplitter
 from server.chat.stream import ChatResult, ChatStream, TextAssembler, TextDelta, TokenLogprob, Tokens
+from server.chat.structured import Shape, refusal
 from server.chat.template import ChatMessage, ChatTemplate, with_bos
+from server.chat.tools import CALL_OPEN, CallReader, Tool, ToolUse
 from server.effort import Effort, thinking_budget
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, Unsupported
 from server.language import detect_language
 
 __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", "CompletionJob", "TextDelta", "TokenLogprob"]
@@ -24,7 +29,10 @@ __all__ = ["ChatJob", "ChatMessage", "ChatResult", "ChatService", "ChatStream", 
 # For models that the catalogue does not know: what the QwQ-32B card asks for. Greedy decoding makes thinking models loop.
 DEFAULT_SAMPLING = SamplingParams(temperature=0.6, top_k=40, top_p=0.95, max_tokens=0)
 REST_OF_CONTEXT = 0
+# llama.cpp reads the next one as "pick one for me".
+SEEDS = 2**32 - 1
 
+NO_TOOLS = ToolUse()
 NO_ADAPTERS = AdapterRegistry(Path("no-adapters"))
 # What the model tells itself before a forced close, so that the answer does not begin in the middle of a thought.
 BRIDGES: dict[Language, str] = {"en": "\n\nThat is enough thinking; I will answer now.", "zh": "\n\n想得够多了，我现在就回答。"}
@@ -55,7 +63,7 @@ class ChatJob:
     """One answer to give. `thinking_budget` in tokens goes before `effort`; `max_tokens` 0 means what the context has left.
 
     `adapter` is a registry key; empty means the model as it is.
-    `session` tells the conversations of one private scope apart.
+    `session` tells the conversations of one private scope apart; `response_format` is OpenAI's, as JSON.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -69,6 +77,8 @@ class ChatJob:
     logprobs: bool = False
     adapter: str = ""
     completion_id: str | None = None
+    tool_use: ToolUse = NO_TOOLS
+    response_format: str = ""
 
     @property
     def is_silent(self) -> bool:
@@ -109,7 +119,7 @@ class ChatService:
         self._read_tokenizer = read_tokenizer
         self._observe = observe
         self._sampling = sampling
-        self._streams: dict[str, ChatStream] = {}
+        self._streams: list[ChatStream] = []
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -125,6 +135,10 @@ class ChatService:
     def vocabulary(self) -> Vocabulary:
         """The model's own. Raises EngineDown before the model is loaded."""
         return Vocabulary(self._tokenizer)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(lambda: self._tokenizer)
 
     @cached_property
     def _tags(self) -> ThinkTags | None:
@@ -146,9 +160,39 @@ class ChatService:
         Raises InvalidRequest, ContextTooLong, EngineBusy or EngineDown.
         """
         stream = self._open(job)
-        self._streams[stream.completion_id] = stream
+        self._streams.append(stream)
         stream.on_end = self._close
         return stream
+
+    @asynccontextmanager
+    async def answering(self, job: ChatJob | CompletionJob, num_choices: int) -> AsyncIterator[Choices]:
+        """So many answers to one prompt, of one id, each with a seed of its own; closed at the end. Raises what `open` does.
+
+        What must have a shape is opened only when that can be forced.
+        """
+        if isinstance(job, ChatJob):
+            job = await self._prepare(job)
+        job = replace(job, completion_id=job.completion_id or new_completion_id("chatcmpl" if isinstance(job, ChatJob) else "cmpl"))
+        async with AsyncExitStack() as stack:
+            seeds = [(job.sampling.seed + index) % SEEDS for index in range(num_choices)]
+            jobs = [replace(job, sampling=replace(job.sampling, seed=seed)) for seed in seeds]
+            streams = [await stack.enter_async_context(self.open(each)) for each in jobs]
+            for stream in streams[1:]:
+                stream.result.shares_prompt = True
+            yield await stack.enter_async_context(aclosing(Choices(streams)))
+
+    async def _prepare(self, job: ChatJob) -> ChatJob:
+        """The job with the grammar that its answer must follow. Raises InvalidRequest for a schema that cannot be enforced."""
+        shape = Shape.of(job.tool_use, job.response_format)
+        grammar = shape.grammar(lambda text: self._tokenizer.special_id(text) is not None)
+        if not grammar:
+            return job
+        if self.template.thinks and self._tags is None and not job.is_silent:
+            raise Unsupported("this model's thoughts cannot be told from its answer while it writes, so no format can be forced")
+        for field, part in [*shape.parts.items(), ("tools" if shape.calls else "response_format", grammar)]:
+            if reason := await self._grammars.check(part):
+                raise InvalidRequest(refusal(reason), param=field)
+        return replace(job, sampling=replace(job.sampling, grammar=grammar))
 
     def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None) -> int:
         """How long the prompt for the next answer is. Raises InvalidRequest."""
@@ -158,8 +202,8 @@ class ChatService:
         return self._open_chat(job) if isinstance(job, ChatJob) else self._open_text(job)
 
     def _open_chat(self, job: ChatJob) -> ChatStream:
-        prompt = self.template.render(job.messages, "none" if job.is_silent else None)
-        sampling = self._fit(job.sampling, len(prompt.token_ids))
+        prompt = self.template.render(job.messages, "none" if job.is_silent else None, job.tool_use.tools)
+        sampling = self._fit(self._sampling_of(job), len(prompt.token_ids))
         thinking = self._thinking(job, sampling, starts_open=prompt.thinking_open)
         tokens = self._engine.submit(
             prompt.token_ids,
@@ -170,7 +214,8 @@ class ChatService:
         )
         opened = ThoughtState.THINKING if prompt.thinking_open else ThoughtState.UNDECIDED
         splitter = self._splitter(ThoughtState.ANSWERING if job.is_silent else opened)
-        text = TextAssembler(self.vocabulary, splitter, job.stop, wants_logprobs=job.logprobs)
+        reader = CallReader(job.tool_use) if job.tool_use.callable else None
+        text = TextAssembler(self.vocabulary, splitter, job.stop, wants_logprobs=job.logprobs, reader=reader)
         result = ChatResult(prompt.token_ids, sampling, self.template.sha256, job.adapter)
         stream = ChatStream(tokens, result, text, job.completion_id or new_completion_id("chatcmpl"), job.scope_public)
         stream.can_answer_now = thinking is not None
@@ -189,7 +234,16 @@ class ChatService:
         result = ChatResult(token_ids, sampling, self.template.sha256, job.adapter)
         return ChatStream(tokens, result, text, job.completion_id or new_completion_id("cmpl"), job.scope_public)
 
-    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "") -> None:
+    def _sampling_of(self, job: ChatJob) -> SamplingParams:
+        """A model that sees tools and may not call them never begins a call, where that is one token."""
+        call_id = self._tokenizer.special_id(CALL_OPEN)
+        if call_id is None or not job.tool_use.tools or job.tool_use.callable:
+            return job.sampling
+        return replace(job.sampling, logit_bias=job.sampling.logit_bias | {call_id: -100.0})
+
+    def warm(
+        self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "", tools: tuple[Tool, ...] = ()
+    ) -> None:
         """Prefill, when nobody waits, what the next turn of this conversation is certain to begin with.
 
         An answer without thoughts needs none of this: its own KV is that beginning.
@@ -197,15 +251,14 @@ class ChatService:
         if messages[-1].role == "assistant" and not self.template.thinks:
             return
         try:
-            stem = self.template.stem(messages)
+            stem = self.template.stem(messages, tools)
         except InvalidRequest:
             return
         self._engine.warm(stem.token_ids, CacheScope(stem.public_len, scope_public, scope_private, adapter))
 
-    def find(self, completion_id: str, owner: str) -> ChatStream | None:
-        """An open stream by its id; None for one that is over or was opened in another scope."""
-        stream = self._streams.get(completion_id)
-        return stream if stream is not None and stream.owner == owner else None
+    def find(self, completion_id: str, owner: str) -> list[ChatStream]:
+        """The open streams of this id; none that is over or was opened in another scope."""
+        return [stream for stream in self._streams if (stream.completion_id, stream.owner) == (completion_id, owner)]
 
     @property
     def num_open(self) -> int:
@@ -214,11 +267,12 @@ class ChatService:
 
     def interrupt_all(self, error: Exception) -> None:
         """End every open stream with this error."""
-        for stream in list(self._streams.values()):
+        for stream in list(self._streams):
             stream.interrupt(error)
 
     def _close(self, stream: ChatStream) -> None:
-        self._streams.pop(stream.completion_id, None)
+        if stream in self._streams:
+            self._streams.remove(stream)
         self._observe(stream.result)
 
     def _fit(self, sampling: SamplingParams, num_prompt_tokens: int) -> SamplingParams:

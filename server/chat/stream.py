@@ -14,9 +14,10 @@ from backends.wire import TokenEvent
 from server.chat.detokenizer import Vocabulary
 from server.chat.reasoning import Channel, Piece, Splitter
 from server.chat.stops import StopFinder
+from server.chat.tools import CallReader, ToolCall
 from server.errors import Unsupported
 
-Finish = Literal["stop", "length", "abort", "error"]
+Finish = Literal["stop", "length", "tool_calls", "abort", "error"]
 # A loop that was cut short is told as what it is to the reader: an answer that ends early.
 FINISH: dict[FinishReason, Finish] = {
     FinishReason.STOP: "stop",
@@ -38,17 +39,22 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one channel. `logprobs` are the tokens that this text completes, when they were asked for."""
+    """New text of one channel. `logprobs` are the tokens that this text completes, when they were asked for.
+
+    `calls`, each whole and with its index, come in a delta of the content that has no text.
+    """
 
     channel: Channel
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[tuple[int, ToolCall], ...] = ()
 
 
 @dataclass(slots=True)
 class ChatResult:
     """What an answer was in the end: everything a later training round needs. Times are milliseconds since it was asked for.
 
+    `shares_prompt`: another choice of the same request counts the prompt.
     An answer from an upstream has no token ids; of what is None there, nothing was told.
     """
 
@@ -56,9 +62,11 @@ class ChatResult:
     sampling: SamplingParams
     template_sha256: str | None
     adapter: str = ""
+    shares_prompt: bool = False
     finish_reason: Finish = "abort"
     reasoning: str = ""
     content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     completion_token_ids: list[int] | None = field(default_factory=list)
     logprobs: list[float | None] | None = field(default_factory=list)
     num_prompt_tokens: int | None = None
@@ -86,21 +94,30 @@ class Tokens(Protocol):
 
 
 class TextAssembler:
-    """Tokens to text: channels, then stop strings on the content alone; a thought may mention one without ending."""
+    """Tokens to text: channels, then calls and stop strings in the content alone; a thought may mention one without consequences."""
 
     def __init__(
-        self, vocabulary: Vocabulary | None, splitter: Splitter, stops: Sequence[str] = (), *, wants_logprobs: bool = False
+        self,
+        vocabulary: Vocabulary | None,
+        splitter: Splitter,
+        stops: Sequence[str] = (),
+        *,
+        wants_logprobs: bool = False,
+        reader: CallReader | None = None,
     ) -> None:
         self.reasoning: list[str] = []
         self.content: list[str] = []
+        self.calls: list[ToolCall] = reader.calls if reader else []
+        self._reader = reader
         self._splitter = splitter
         self._stops = StopFinder(stops)
         self._ledger = LogprobLedger(vocabulary) if wants_logprobs and vocabulary else None
-        self._num_taken = [0, 0]
+        self._num_taken = [0, 0, 0]
+        self._num_logged: int | None = None
 
     @property
     def is_stopped(self) -> bool:
-        return bool(self._stops.found)
+        return bool(self._stops.found) or (self._reader is not None and self._reader.is_full)
 
     @property
     def num_reasoning_tokens(self) -> int:
@@ -112,9 +129,10 @@ class TextAssembler:
             if channel == "reasoning":
                 self.reasoning.append(text)
             else:
-                if self._ledger is not None:
+                # What a call was made of is no text, and neither has logprobs after it.
+                if self._ledger is not None and not self.calls:
                     self._ledger.enter(event, text)
-                self.content.append(self._stops.push(text))
+                self._say(text)
 
     def add(self, pieces: Iterable[Piece]) -> None:
         """Add text whose channel is known."""
@@ -122,24 +140,41 @@ class TextAssembler:
             if channel == "reasoning":
                 self.reasoning.append(text)
             elif not self.is_stopped:
-                self.content.append(self._stops.push(text))
+                self._say(text)
+
+    def add_calls(self, calls: Iterable[tuple[str, str]]) -> None:
+        """Add calls that somebody else has read. What is no JSON stays text; more than are wanted are dropped."""
+        for name, arguments in calls:
+            if self.is_stopped:
+                return
+            if self._reader is None or not self._reader.take(name, arguments):
+                self.content.append(f"{name}({arguments})")
 
     def finish(self) -> None:
         """Nothing more will come: what was held back is text after all."""
         if not self.is_stopped:
             self.add(self._splitter.flush())
-        if not self.is_stopped:
+        if not self.is_stopped and self._reader is not None:
+            self.content.append(self._stops.push(self._reader.flush()))
+        if not self._stops.found:
             self.content.append(self._stops.flush())
 
+    def _say(self, text: str) -> None:
+        self.content.append(self._stops.push(text if self._reader is None else self._reader.push(text)))
+        if self.calls and self._num_logged is None:
+            self._num_logged = len(self.content)
+
     def take(self, *, is_last: bool) -> list[TextDelta]:
-        """The text since the last look: at most one delta of each channel, reasoning first."""
+        """The text since the last look: at most one delta of each channel, reasoning first, calls last."""
         reasoning, content = "".join(self.reasoning[self._num_taken[0] :]), "".join(self.content[self._num_taken[1] :])
-        self._num_taken = [len(self.reasoning), len(self.content)]
+        logged = "".join(self.content[self._num_taken[1] : self._num_logged])
+        calls = tuple(enumerate(self.calls))[self._num_taken[2] :]
+        self._num_taken = [len(self.reasoning), len(self.content), len(self.calls)]
         deltas = [TextDelta("reasoning", reasoning)] if reasoning else []
-        entries = self._ledger.release(content, is_last=is_last) if self._ledger is not None else ()
+        entries = self._ledger.release(logged, is_last=is_last) if self._ledger is not None else ()
         if content or entries:
             deltas.append(TextDelta("content", content, entries))
-        return deltas
+        return [*deltas, TextDelta("content", "", calls=calls)] if calls else deltas
 
 
 class LogprobLedger:
@@ -287,6 +322,7 @@ class ChatStream:
         for name, number in (event.counted or {}).items():
             setattr(self.result, name, number)
         self._text.add(event.pieces)
+        self._text.add_calls(event.calls)
         return any(text for _, text in event.pieces)
 
     def _end(self, finish: Finish) -> None:
@@ -296,7 +332,8 @@ class ChatStream:
         self._text.finish()
         self._ready.extend(self._text.take(is_last=True))
         result = self.result
-        result.finish_reason = finish
+        result.tool_calls = tuple(self._text.calls)
+        result.finish_reason = "tool_calls" if finish == "stop" and result.tool_calls else finish
         result.reasoning, result.content = "".join(self._text.reasoning), "".join(self._text.content)
         if result.prompt_token_ids is not None and result.completion_token_ids is not None:
             result.num_prompt_tokens, result.num_completion_tokens = len(result.prompt_token_ids), len(result.completion_token_ids)

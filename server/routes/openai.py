@@ -1,7 +1,6 @@
 """`/v1`: the OpenAI API, for clients that hold a key."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Annotated
@@ -13,9 +12,11 @@ from fastapi import APIRouter, Depends, Request, Response
 from backends.protocol import EmptyAnswer, EngineError, ModelSpec
 from server.auth import KeyRing, require_key
 from server.body import body
+from server.chat.choices import Choices
 from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream, CompletionJob, TextDelta, TokenLogprob
-from server.errors import InvalidRequest, ModelNotFound, NotFound, error_object
+from server.errors import InvalidRequest, NotFound, error_object
 from server.limits import InFlight
+from server.routes.jobs import adapter_named, chat_job, completion_job
 from server.schema import completions as wire
 from server.schema.openai import ChatCompletionRequest, CompletionRequest, ControlRequest
 from server.settings import ServerSettings
@@ -23,7 +24,7 @@ from server.sse import CLIENT_CLOSED_REQUEST, EventStream, HungUp, sse_data, unt
 
 MAX_NAMED_PARAMS = 32
 # A cancelled answer ends as at a stop string: clients know no other word for it.
-FINISH = {"stop": "stop", "length": "length", "abort": "stop"}
+FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "abort": "stop"}
 
 Asked = ChatCompletionRequest | CompletionRequest
 Job = ChatJob | CompletionJob
@@ -41,21 +42,23 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
 
     @router.post("/chat/completions")
     async def create_chat_completion(http: Request, key_id: Annotated[str, key], asked: ChatBody) -> Response:
-        return await answers.respond(http, asked, lambda adapter: _chat_job(asked, key_id, chat, adapter), key_id)
+        return await answers.respond(http, asked, lambda adapter: chat_job(asked, key_id, chat, adapter), key_id)
 
     @router.post("/chat/completions/{completion_id}/cancel")
     async def cancel_chat_completion(key_id: Annotated[str, key], completion_id: str) -> Response:
-        _find(chat, completion_id, key_id).stop()
+        for stream in _find(chat, completion_id, key_id):
+            stream.stop()
         return _json({"id": completion_id, "cancelled": True})
 
     @router.post("/chat/completions/{completion_id}/control")
     async def control_chat_completion(key_id: Annotated[str, key], completion_id: str, asked: ControlBody) -> Response:
-        _find(chat, completion_id, key_id).answer_now()
+        for stream in _find(chat, completion_id, key_id):
+            stream.answer_now()
         return _json({"id": completion_id, "action": asked.action})
 
     @router.post("/completions")
     async def create_completion(http: Request, key_id: Annotated[str, key], asked: CompletionBody) -> Response:
-        return await answers.respond(http, asked, lambda adapter: _completion_job(asked, key_id, chat, adapter), key_id)
+        return await answers.respond(http, asked, lambda adapter: completion_job(asked, key_id, chat, adapter), key_id)
 
     @router.get("/models")
     async def list_models(key_id: Annotated[str, key]) -> Response:
@@ -64,7 +67,7 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
 
     @router.get("/models/{name:path}")
     async def retrieve_model(key_id: Annotated[str, key], name: str) -> Response:
-        _adapter(name, chat)
+        adapter_named(name, chat)
         return _json(wire.Model(name, started_at, chat.spec.context_length))
 
     return router
@@ -79,112 +82,85 @@ class _Answers:
         self._is_strict = is_strict
 
     async def respond(self, http: Request, asked: Asked, make: Callable[[str], Job], key_id: str) -> Response:
-        adapter = _adapter(asked.model, self._chat)
+        adapter = adapter_named(asked.model, self._chat)
         if self._is_strict and asked.unknown_fields:
             raise InvalidRequest("there is no such field", param=min(asked.unknown_fields), code="unknown_field")
         headers, job = _ignored(asked), make(adapter)
         if asked.stream:
-            return EventStream(self._chunks(job, key_id, counts_usage=asked.wants_usage), headers=headers)
+            return EventStream(self._chunks(job, asked.n or 1, key_id, counts_usage=asked.wants_usage), headers=headers)
         try:
-            return _json(await until_hang_up(http.receive, self._whole(job, key_id)), headers)
+            return _json(await until_hang_up(http.receive, self._whole(job, asked.n or 1, key_id)), headers)
         except HungUp:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    async def _whole(self, job: Job, key_id: str) -> wire.Completion:
+    async def _whole(self, job: Job, num_choices: int, key_id: str) -> wire.Completion:
+        entries: list[list[TokenLogprob]] = [[] for _ in range(num_choices)]
         with self._in_flight.held(key_id):
-            async with self._chat.open(job) as stream:
-                entries = [entry async for delta in stream for entry in delta.logprobs]
-            self._warm(job, stream)
-        _check_answer(job, stream)
-        result = stream.result
-        completion = _completion(job, stream, self._chat.spec)
-        finish = FINISH[result.finish_reason]
-        if isinstance(job, ChatJob):
-            logprobs = _logprobs(entries) if job.logprobs else None
-            completion.choices = [wire.chat_choice(result.content, result.reasoning, finish, logprobs)]
-        else:
-            completion.choices = [wire.TextChoice(0, result.content, finish)]
-        completion.usage = _usage(stream)
+            async with self._chat.answering(job, num_choices) as choices:
+                async for index, delta in choices:
+                    entries[index] += delta.logprobs
+            self._warm(job, choices)
+        _check_answers(job, choices)
+        completion = _completion(job, choices.streams[0], self._chat.spec)
+        answers = zip(choices.streams, entries, strict=True)
+        completion.choices = [_choice(job, index, stream, logprobs) for index, (stream, logprobs) in enumerate(answers)]
+        completion.usage = _usage(choices)
         return completion
 
-    async def _chunks(self, job: Job, key_id: str, *, counts_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, job: Job, num_choices: int, key_id: str, *, counts_usage: bool) -> AsyncGenerator[bytes, None]:
         """What is refused is raised before the first chunk; what fails later ends the stream with an error and without [DONE]."""
         with self._in_flight.held(key_id):
-            async with self._chat.open(job) as stream:
-                await stream.opened()
-                chunks = (wire.ChatChunks if isinstance(job, ChatJob) else wire.TextChunks)(
-                    _completion(job, stream, self._chat.spec), counts_usage=counts_usage
-                )
-                yield chunks.first()
+            async with self._chat.answering(job, num_choices) as choices:
+                await choices.opened()
+                kind = wire.ChatChunks if isinstance(job, ChatJob) else wire.TextChunks
+                whole = _completion(job, choices.streams[0], self._chat.spec)
+                chunks = [kind(whole, index, counts_usage=counts_usage) for index in range(num_choices)]
+                yield b"".join(each.first() for each in chunks)
                 try:
-                    async for delta in stream:
-                        yield _chunk(chunks, delta)
-                    _check_answer(job, stream)
+                    async for index, delta in choices:
+                        yield _chunk(chunks[index], delta)
+                    _check_answers(job, choices)
                 except EngineError as error:
                     yield sse_data(error_object(error))
                     return
-                self._warm(job, stream)
-                yield chunks.end(FINISH[stream.result.finish_reason])
-                if counts_usage and (usage := _usage(stream)):
-                    yield chunks.counts(usage)
+                self._warm(job, choices)
+                ends = zip(chunks, choices.streams, strict=True)
+                yield b"".join(each.end(FINISH[stream.result.finish_reason]) for each, stream in ends)
+                if counts_usage and (usage := _usage(choices)):
+                    yield chunks[0].counts(usage)
                 yield wire.DONE
 
-    def _warm(self, job: Job, stream: ChatStream) -> None:
-        """Prepare the next turn, once this answer is on its way."""
-        result = stream.result
-        if isinstance(job, ChatJob) and result.finish_reason in ("stop", "length") and result.content:
-            turns = (*job.messages, ChatMessage("assistant", result.content))
-            asyncio.get_running_loop().call_soon(self._chat.warm, turns, job.scope_public, job.scope_private, job.adapter)
+    def _warm(self, job: Job, choices: Choices) -> None:
+        """Prepare the next turn, once this answer is on its way. Nobody knows which of several it follows."""
+        result = choices.streams[0].result
+        is_answer = result.finish_reason in ("stop", "length", "tool_calls") and (result.content or result.tool_calls)
+        if isinstance(job, ChatJob) and is_answer and len(choices.streams) == 1:
+            turns = (*job.messages, ChatMessage("assistant", result.content, result.tool_calls))
+            scopes = (job.scope_public, job.scope_private, job.adapter, job.tool_use.tools)
+            asyncio.get_running_loop().call_soon(self._chat.warm, turns, *scopes)
 
 
-def _chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService, adapter: str) -> ChatJob:
-    return ChatJob(
-        messages=tuple(ChatMessage(message.role, message.text) for message in asked.messages),
-        sampling=asked.sampling(chat.default_sampling(), random_seed=_random_seed),
-        stop=asked.stops,
-        effort=asked.reasoning_effort,
-        thinking_budget=asked.thinking_budget,
-        scope_public=key_id,
-        scope_private=f"{key_id}\x00{asked.conversation}",
-        session=next((message.text for message in asked.messages if message.role == "user"), ""),
-        adapter=adapter,
-        logprobs=bool(asked.logprobs),
-    )
-
-
-def _completion_job(asked: CompletionRequest, key_id: str, chat: ChatService, adapter: str) -> CompletionJob:
-    return CompletionJob(
-        prompt=asked.prompt if isinstance(asked.prompt, str) else tuple(asked.prompt),
-        sampling=asked.sampling(chat.default_sampling(), random_seed=_random_seed),
-        stop=asked.stops,
-        scope_public=key_id,
-        scope_private=f"{key_id}\x00{asked.conversation}",
-        adapter=adapter,
-    )
-
-
-def _find(chat: ChatService, completion_id: str, key_id: str) -> ChatStream:
-    stream = chat.find(completion_id, key_id)
-    if stream is None:
+def _find(chat: ChatService, completion_id: str, key_id: str) -> list[ChatStream]:
+    streams = chat.find(completion_id, key_id)
+    if not streams:
         raise NotFound("no open completion has this id")
-    return stream
+    return streams
 
 
-def _check_answer(job: Job, stream: ChatStream) -> None:
+def _check_answers(job: Job, choices: Choices) -> None:
     """A model that ends without a word has failed: that is no success with empty content. Raises EmptyAnswer."""
-    result = stream.result
-    if isinstance(job, ChatJob) and not job.stop and result.finish_reason == "stop" and not result.content.strip():
+    results = [stream.result for stream in choices.streams]
+    if isinstance(job, ChatJob) and not job.stop and all(each.finish_reason == "stop" and not each.content.strip() for each in results):
         raise EmptyAnswer("the model ended without an answer; please ask again")
 
 
-def _adapter(name: str, chat: ChatService) -> str:
-    """The adapter that a model's name asks for: its registry key, empty for the model itself. Raises ModelNotFound."""
-    if name == chat.spec.name:
-        return ""
-    key = chat.adapters.all().get(name.removeprefix(f"{chat.spec.name}:"), "")
-    if not key or not name.startswith(f"{chat.spec.name}:"):
-        raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
-    return key
+def _choice(job: Job, index: int, stream: ChatStream, entries: list[TokenLogprob]) -> wire.ChatChoice | wire.TextChoice:
+    result = stream.result
+    finish = FINISH[result.finish_reason]
+    if not isinstance(job, ChatJob):
+        return wire.TextChoice(index, result.content, finish)
+    message = wire.assistant_message(result.content, result.reasoning, [call.spelled for call in result.tool_calls])
+    return wire.ChatChoice(index, message, finish, _logprobs(entries) if job.logprobs else None)
 
 
 def _ignored(asked: Asked) -> dict[str, str]:
@@ -192,15 +168,13 @@ def _ignored(asked: Asked) -> dict[str, str]:
     return {"x-ignored-params": ", ".join(named)} if named else {}
 
 
-def _random_seed() -> int:
-    return secrets.randbits(31)
-
-
 def _chunk(chunks: wire.ChatChunks | wire.TextChunks, delta: TextDelta) -> bytes:
     if isinstance(chunks, wire.TextChunks):
         return chunks.content(delta.text)
     if delta.channel == "reasoning":
         return chunks.reasoning(delta.text)
+    if delta.calls:
+        return b"".join(chunks.call(index, call.id, call.name, call.arguments) for index, call in delta.calls)
     return chunks.content(delta.text, _logprobs(delta.logprobs) if delta.logprobs else None)
 
 
@@ -218,14 +192,14 @@ def _logprobs(entries: Sequence[TokenLogprob]) -> wire.Logprobs:
     return wire.Logprobs([wire.logprob_entry(entry.data, entry.logprob, entry.top) for entry in entries])
 
 
-def _usage(stream: ChatStream) -> wire.Usage | None:
-    """None when an upstream did not count."""
-    result = stream.result
-    if result.num_prompt_tokens is None or result.num_completion_tokens is None:
+def _usage(choices: Choices) -> wire.Usage | None:
+    """All choices share one prompt. None when an upstream did not count."""
+    first, results = choices.streams[0].result, [stream.result for stream in choices.streams]
+    if first.num_prompt_tokens is None or any(each.num_completion_tokens is None for each in results):
         return None
-    return wire.count_usage(
-        result.num_prompt_tokens, result.num_completion_tokens, result.num_cached or 0, result.num_reasoning_tokens or 0
-    )
+    num_completion = sum(each.num_completion_tokens or 0 for each in results)
+    num_reasoning = sum(each.num_reasoning_tokens or 0 for each in results)
+    return wire.count_usage(first.num_prompt_tokens, num_completion, first.num_cached or 0, num_reasoning)
 
 
 def _json(value: object, headers: dict[str, str] | None = None) -> Response:

@@ -44,8 +44,9 @@ class AssistantMessage(msgspec.Struct, omit_defaults=True):
     """Both names that clients know for a thought carry it."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[dict[str, object]] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
@@ -101,16 +102,16 @@ def logprob_entry(data: bytes, logprob: float, top: tuple[tuple[bytes, float], .
     return LogprobEntry(_text(data), logprob, list(data), others)
 
 
-def chat_choice(content: str, reasoning: str, finish_reason: str, logprobs: Logprobs | None) -> ChatChoice:
-    """The one choice of a chat answer. A thought that did not happen is left out."""
+def assistant_message(content: str, reasoning: str, calls: list[dict[str, object]]) -> AssistantMessage:
+    """What was said. A thought that did not happen is left out, and so is content beside calls."""
     thought = reasoning or None
-    return ChatChoice(0, AssistantMessage("assistant", content, None, thought, thought), finish_reason, logprobs)
+    return AssistantMessage("assistant", content or (None if calls else ""), None, calls or None, thought, thought)
 
 
 class _Chunks:
-    """Writes the chunks of one stream. With `counts_usage` every chunk says `usage: null` until the last, which counts."""
+    """Writes the chunks of one choice of a stream. With `counts_usage` every chunk says `usage: null` until the last, which counts."""
 
-    def __init__(self, whole: Completion, kind: str, *, counts_usage: bool) -> None:
+    def __init__(self, whole: Completion, kind: str, index: int, *, counts_usage: bool) -> None:
         fields = {
             "id": whole.id,
             "object": kind,
@@ -118,20 +119,22 @@ class _Chunks:
             "model": whole.model,
             "system_fingerprint": whole.system_fingerprint,
         }
-        self._head = b"data: " + _encode(fields)[:-1] + b',"choices":['
+        self._bare = b"data: " + _encode(fields)[:-1] + b',"choices":['
+        self._head = self._bare + b'{"index":%d,' % index
         self._tail = b'],"usage":null}\n\n' if counts_usage else b"]}\n\n"
         self._still_open = b',"finish_reason":null,"logprobs":null}' + self._tail
 
     def counts(self, usage: Usage) -> bytes:
         """The chunk that counts; it has no choices."""
-        return self._head + b'],"usage":' + _encode(usage) + b"}\n\n"
+        return self._bare + b'],"usage":' + _encode(usage) + b"}\n\n"
 
 
 class ChatChunks(_Chunks):
-    def __init__(self, whole: Completion, *, counts_usage: bool) -> None:
-        super().__init__(whole, "chat.completion.chunk", counts_usage=counts_usage)
-        self._content = self._head + b'{"index":0,"delta":{"content":'
-        self._reasoning = self._head + b'{"index":0,"delta":{"reasoning_content":'
+    def __init__(self, whole: Completion, index: int = 0, *, counts_usage: bool) -> None:
+        super().__init__(whole, "chat.completion.chunk", index, counts_usage=counts_usage)
+        self._content = self._head + b'"delta":{"content":'
+        self._reasoning = self._head + b'"delta":{"reasoning_content":'
+        self._calls = self._head + b'"delta":{"tool_calls":['
 
     def first(self) -> bytes:
         """Who speaks."""
@@ -148,13 +151,19 @@ class ChatChunks(_Chunks):
 
     def end(self, finish_reason: str) -> bytes:
         """The last chunk with a choice."""
-        return self._head + b'{"index":0,"delta":{},"logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
+        return self._head + b'"delta":{},"logprobs":null,"finish_reason":' + _encode(finish_reason) + b"}" + self._tail
+
+    def call(self, index: int, call_id: str, name: str, arguments: str) -> bytes:
+        """A call in two chunks: which tool, then with what."""
+        named = {"index": index, "id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+        told = {"index": index, "function": {"arguments": arguments}}
+        return b"".join(self._calls + _encode(part) + b"]}" + self._still_open for part in (named, told))
 
 
 class TextChunks(_Chunks):
-    def __init__(self, whole: Completion, *, counts_usage: bool) -> None:
-        super().__init__(whole, "text_completion", counts_usage=counts_usage)
-        self._text = self._head + b'{"index":0,"text":'
+    def __init__(self, whole: Completion, index: int = 0, *, counts_usage: bool) -> None:
+        super().__init__(whole, "text_completion", index, counts_usage=counts_usage)
+        self._text = self._head + b'"text":'
 
     def first(self) -> bytes:
         return self._text + b'""' + self._still_open

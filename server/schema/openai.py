@@ -3,23 +3,25 @@
 from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from backends.sequence import SamplingParams
 from server.effort import Effort
+from server.schema.messages import Message, Strict, check_calls, refuses, string_or_array, unsupported
+from server.schema.tools import ResponseFormat, ToolChoice, Tools, check_tools
 
 MAX_MESSAGES = 1000
 MAX_STOP_CHARS = 256
 MAX_LOGIT_BIAS = 300
+MAX_CHOICES = 8
 # llama.cpp reads this seed as "pick one for me".
 _RESERVED_SEED = 2**32 - 1
 
-# Fields of OpenAI's schema that mean nothing here; `n: 1` and their like are checked instead.
+# Fields of the OpenAI schema that mean nothing here.
 MEANINGLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -34,27 +36,11 @@ MEANINGLESS = frozenset(
 _MESSAGE_MEANINGLESS = frozenset({"name", "reasoning", "reasoning_content", "refusal", "annotations"})
 
 
-def unsupported(param: str, what: str) -> PydanticCustomError:
-    """The refusal of something well-formed that is not built."""
-    return PydanticCustomError("unsupported", "{what} is not supported", {"param": param, "what": what})
-
-
-def _refuses(what: str, *harmless: object) -> BeforeValidator:
-    """A field that may only be absent, null or one of the `harmless` values, which all mean the same."""
-
-    def check(value: object) -> None:
-        if value is None or any(type(value) is type(each) and value == each for each in harmless):
-            return
-        raise PydanticCustomError("unsupported", "{what} is not supported", {"what": what})
-
-    return BeforeValidator(check)
-
-
 def _one_choice(value: object) -> object:
+    if type(value) is int and 2 <= value <= 128:
+        raise PydanticCustomError("unsupported", "more than one choice is not supported")
     if isinstance(value, bool):
         raise ValueError("Input should be a valid integer")
-    if isinstance(value, int) and 2 <= value <= 128:
-        raise PydanticCustomError("unsupported", "more than one choice is not supported")
     return value
 
 
@@ -78,103 +64,27 @@ def _biases(value: dict[str, float] | None) -> dict[int, float]:
     return {int(key): bias for key, bias in biases.items()}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
-
-
-class _Text(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-def _part(value: object) -> object:
-    if isinstance(value, dict) and value.get("type") in ("image_url", "input_audio", "file", "refusal"):
-        raise PydanticCustomError("unsupported", "this model reads text only: content parts of another type are not supported")
-    return value
-
-
-def _string_or_array(value: object) -> str | None:
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else None
-
-
 def _single(value: object) -> object:
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         raise PydanticCustomError("unsupported", "more than one prompt is not supported")
     return value
 
 
-Part = Annotated[_Text, BeforeValidator(_part)]
-Content = Annotated[
-    Annotated[str, Tag("string")] | Annotated[Annotated[list[Part], Field(min_length=1)], Tag("array")],
-    Discriminator(
-        _string_or_array,
-        custom_error_type="content_type",
-        custom_error_message="content must be a string or an array of text parts",
-    ),
-]
-
-
-class _Message(_Strict):
-    content: Content
-
-    @property
-    def text(self) -> str:
-        """The content as one string; text parts are joined as they stand."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class SystemMessage(_Message):
-    role: Literal["system"]
-
-
-class DeveloperMessage(_Message):
-    role: Literal["developer"]
-
-
-class UserMessage(_Message):
-    role: Literal["user"]
-
-
-class AssistantMessage(_Message):
-    """What the assistant thought (`reasoning_content`, `reasoning`) may come back with it and is not read."""
-
-    role: Literal["assistant"]
-    tool_calls: Annotated[None, _refuses("calling tools", [])] = None
-    function_call: Annotated[None, _refuses("calling functions")] = None
-    audio: Annotated[None, _refuses("audio")] = None
-
-
-def _known_role(value: object) -> object:
-    role = value.get("role") if isinstance(value, dict) else "user"
-    if role in ("tool", "function"):
-        raise PydanticCustomError("unsupported", "tool messages are not supported", {"below": "role"})
-    if role not in ("system", "developer", "user", "assistant"):
-        raise PydanticCustomError("role", "role must be system, developer, user or assistant", {"below": "role"})
-    return value
-
-
 Prompt = Annotated[
     Annotated[str, Tag("string")] | Annotated[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)], Tag("array")],
     Discriminator(
-        _string_or_array, custom_error_type="prompt_type", custom_error_message="prompt must be a string or an array of token ids"
+        string_or_array, custom_error_type="prompt_type", custom_error_message="prompt must be a string or an array of token ids"
     ),
     BeforeValidator(_single),
 ]
-Message = Annotated[
-    Annotated[SystemMessage | DeveloperMessage | UserMessage | AssistantMessage, Field(discriminator="role")], BeforeValidator(_known_role)
-]
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(_Strict):
-    type: Literal["text", "json_object", "json_schema"]
-
-
-class _Generation(_Strict):
+class _Generation(Strict):
     """What chat and text completions have in common."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -191,7 +101,7 @@ class _Generation(_Strict):
     stop: Annotated[list[str] | None, Field(max_length=4), BeforeValidator(_as_list), AfterValidator(_stops)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[Literal[1] | None, BeforeValidator(_one_choice)] = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
@@ -256,21 +166,22 @@ class ChatCompletionRequest(_Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[None, _refuses("calling tools", [])] = None
-    tool_choice: Annotated[None, _refuses("calling tools", "none")] = None
-    functions: Annotated[None, _refuses("calling functions", [])] = None
-    function_call: Annotated[None, _refuses("calling functions", "none")] = None
-    modalities: Annotated[None, _refuses("output other than text", ["text"])] = None
-    audio: Annotated[None, _refuses("audio")] = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[None, refuses("calling functions", [])] = None
+    function_call: Annotated[None, refuses("calling functions", "none")] = None
+    modalities: Annotated[None, refuses("output other than text", ["text"])] = None
+    audio: Annotated[None, refuses("audio")] = None
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("value", "top_logprobs needs logprobs", {"param": "top_logprobs"})
-        if self.response_format is not None and self.response_format.type != "text":
-            raise unsupported("response_format.type", "output in a format other than text")
         if self.messages[-1].role == "assistant":
             raise unsupported(f"messages[{len(self.messages) - 1}].role", "continuing an assistant message")
+        check_calls(self.messages)
+        check_tools(self.tools, self.tool_choice)
         return self
 
     @property
@@ -291,7 +202,7 @@ class ChatCompletionRequest(_Generation):
         return super().unknown_fields - {f"messages[].{name}" for name in _MESSAGE_MEANINGLESS}
 
 
-class ControlRequest(_Strict):
+class ControlRequest(Strict):
     """`POST /v1/chat/completions/{id}/control`"""
 
     model_config = ConfigDict(extra="forbid")
@@ -304,6 +215,6 @@ class CompletionRequest(_Generation):
 
     prompt: Prompt
     best_of: Annotated[Literal[1] | None, BeforeValidator(_one_choice)] = None
-    echo: Annotated[None, _refuses("echoing the prompt", False)] = None
-    suffix: Annotated[None, _refuses("a suffix", "")] = None
-    logprobs: Annotated[None, _refuses("logprobs for text completions")] = None
+    echo: Annotated[None, refuses("echoing the prompt", False)] = None
+    suffix: Annotated[None, refuses("a suffix", "")] = None
+    logprobs: Annotated[None, refuses("logprobs for text completions")] = None

@@ -1,13 +1,16 @@
 """What is answered: the same alone and in company, cold and warm, and as the sampling parameters say."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from backends.constraint import Grammars
 from backends.protocol import Backend
 from backends.registry import make_backend, make_tokenizer
 from backends.scheduler import Scheduler
-from backends.sequence import CacheScope, SamplingParams, Sequence, Thinking
+from backends.sequence import CacheScope, FinishReason, SamplingParams, Sequence, Thinking
 from tests.conformance.conftest import MakeBackend
 from tests.conformance.desk import GREEDY, OPTIONS, PUBLIC, answer, desk, endless, run
 
@@ -117,3 +120,82 @@ def test_when_room_runs_out_the_answers_are_still_the_same(make: MakeBackend) ->
     assert scheduler.totals.preemptions > 0
     assert tight.cache_stats().num_used <= 256
     assert {i: [e.token_id for e in each if e.token_id >= 0] for i, each in events.items()} == answer(roomy, drawn(1), drawn(2))
+
+
+# -- answers that follow a grammar -------------------------------------------------------------------------------------
+
+FORM = """start: LEAD? "<ticket>" %json {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99999, "minimum": 10000},
+"mood": {"enum": ["calm", "angry"]}}, "required": ["n", "mood"], "additionalProperties": false,
+"x-guidance": {"whitespace_flexible": false}}
+LEAD: /\\n{1,2}/"""
+FORMED = re.compile(r'\n{0,2}<ticket>\{"n":[0-9]{5},"mood":"(calm|angry)"\}')
+
+
+@pytest.fixture(scope="module")
+def grammars() -> dict[str, Grammars]:
+    return {}
+
+
+@pytest.fixture
+def formed(grammars: dict[str, Grammars], engine_path: str) -> Callable[[Sequence], Sequence]:
+    mine = grammars.setdefault(engine_path, Grammars(lambda: make_tokenizer(engine_path)))
+
+    def form(seq: Sequence) -> Sequence:
+        seq.constraint = mine.constrain(FORM)
+        return seq
+
+    return form
+
+
+def _text(engine_path: str, tokens: list[int]) -> str:
+    tokenizer = make_tokenizer(engine_path)
+    return b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
+
+
+Form = Callable[[Sequence], Sequence]
+
+
+def test_a_grammar_holds_at_any_temperature_beside_free_answers_and_ends_by_itself(
+    backend: Backend, formed: Form, engine_path: str
+) -> None:
+    hot = [formed(desk(i, [250 + i], SamplingParams(temperature=2.0, seed=i, max_tokens=60))) for i in range(3)]
+    free = answer(backend, desk(9, [250]))[9]
+    events = run(Scheduler(backend), [*hot, desk(4, [250])])
+    for seq_id in range(3):
+        assert FORMED.fullmatch(_text(engine_path, [event.token_id for event in events[seq_id] if event.token_id >= 0]))
+        assert events[seq_id][-1].finish_reason is FinishReason.STOP
+        assert all((event.logprob or 0) <= 0 for event in events[seq_id])
+    assert [event.token_id for event in events[4] if event.token_id >= 0] == free
+
+
+def test_a_thought_is_free_and_the_answer_after_it_is_not(backend: Backend, formed: Form, engine_path: str) -> None:
+    tokenizer = make_tokenizer(engine_path)
+    close = tuple(tokenizer.encode("\nEnough.\n</think>\n\n", special=True))
+    seq = formed(desk(1, [250], SamplingParams(temperature=1.0, seed=3, max_tokens=80)))
+    seq.thinking = Thinking(tokenizer.special_id("<think>") or 0, tokenizer.special_id("</think>") or 0, close, True, budget=5)
+    seq.in_thought = True
+    text = _text(engine_path, answer(backend, seq)[1])
+    thought, tag, said = text.partition("</think>")
+    assert tag and not FORMED.search(thought)
+    assert FORMED.fullmatch(said.removeprefix("\n\n"))
+
+
+def test_a_model_may_open_its_thought_first(backend: Backend, formed: Form, engine_path: str) -> None:
+    tokenizer = make_tokenizer(engine_path)
+    open_id, close_id = (tokenizer.special_id(tag) or 0 for tag in ("<think>", "</think>"))
+    wants = SamplingParams(temperature=1.0, seed=3, max_tokens=80, logit_bias={open_id: 100.0})
+    seq = formed(desk(1, [250], wants))
+    seq.thinking = Thinking(open_id, close_id, (close_id,), False, budget=4)
+    tokens = answer(backend, seq)[1]
+    assert tokens[0] == open_id and tokens.count(close_id) == 1
+    assert FORMED.fullmatch(_text(engine_path, tokens[tokens.index(close_id) + 1 :]))
+
+
+def test_a_grammar_survives_giving_way(make: MakeBackend, formed: Form, engine_path: str) -> None:
+    tight, params = make(max_sequences=2, num_kv_tokens=256), SamplingParams(temperature=2.0, seed=1, max_tokens=60)
+    scheduler = Scheduler(tight)
+    filler = Sequence(1, [5 + i % 100 for i in range(112)], 112, endless(tight, 80), CacheScope(private="a"))
+    seq = formed(Sequence(2, [7 + i % 100 for i in range(112)], 112, params, CacheScope(private="b")))
+    events = run(scheduler, [filler, seq])
+    assert FORMED.fullmatch(_text(engine_path, [event.token_id for event in events[2] if event.token_id >= 0]))
+    assert seq.num_preempted > 0

@@ -174,6 +174,55 @@ def test_the_upstream_is_asked_in_words_that_it_knows(kefu: httpx.Client, strang
     assert kefu.get("/v1/models").json()["data"][0]["max_model_len"] == 2048
 
 
+TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "title": "é"}, "strict": True}}
+
+
+def part(index: int, arguments: str, **more: object) -> str:
+    function = {"arguments": arguments} | ({"name": more.pop("name")} if "name" in more else {})
+    calls = [{"index": index, "function": function, **more}]
+    return json.dumps({"choices": [{"index": 0, "delta": {"content": None, "tool_calls": calls}, "finish_reason": None}]})
+
+
+def test_tools_formats_and_choices_are_passed_on_and_calls_read_back(kefu: httpx.Client, stranger: Stranger) -> None:
+    parts = [part(0, "", name="get", id="x1", type="function"), part(0, '{"a": '), part(1, "", name="get"), part(0, '"é"}')]
+    stranger.script = [chunk(reasoning="hm"), chunk("One moment."), *parts, chunk(finish="tool_calls"), USAGE, "[DONE]"]
+    made = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": '{"a": "b"}'}}
+    turns = [
+        *ASK["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [made]},
+        {"role": "tool", "tool_call_id": "c1", "content": "9"},
+    ]
+    named = {"type": "function", "function": {"name": "get"}}
+    asked = {"messages": turns, "tools": [TOOL], "tool_choice": named, "parallel_tool_calls": True, "response_format": SHAPE, "seed": 7}
+    choice = ask(kefu, **asked | {"tool_choice": "auto"}).json()["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "One moment.")
+    assert [call["function"] for call in choice["message"]["tool_calls"]] == [
+        {"name": "get", "arguments": '{"a": "é"}'},
+        {"name": "get", "arguments": "{}"},
+    ]
+    body = stranger.bodies[-1]
+    assert (body["tools"], body["tool_choice"], body["response_format"]) == ([TOOL], "auto", SHAPE)
+    assert body["messages"][2:] == turns[2:]
+    streamed_parts = [each["choices"][0]["delta"].get("tool_calls") for each in streamed(ask(kefu, **asked, stream=True))]
+    assert sum(len(calls) for calls in streamed_parts if calls) == 2, "a named tool is called once"
+    assert stranger.bodies[-1]["tool_choice"] == named
+    ask(kefu, tools=[TOOL], parallel_tool_calls=False, response_format={"type": "json_object"})
+    assert (stranger.bodies[-1]["parallel_tool_calls"], stranger.bodies[-1]["response_format"]) == (False, {"type": "json_object"})
+    several = ask(kefu, n=3, seed=7).json()
+    assert [each["index"] for each in several["choices"]] == [0, 1, 2] and several["usage"]["prompt_tokens"] == 9
+    assert sorted(body["seed"] for body in stranger.bodies[-3:]) == [7, 8, 9]
+    assert "tools" not in stranger.bodies[-1] and "response_format" not in stranger.bodies[-1]
+
+
+def test_an_upstreams_broken_call_is_text_and_one_in_its_words_a_call(kefu: httpx.Client, stranger: Stranger) -> None:
+    stranger.script = [part(0, '{"a": ', name="get"), part(1, "{}", name="steal"), chunk(finish="tool_calls"), "[DONE]"]
+    choice = ask(kefu, tools=[TOOL]).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('get({"a": )steal({})', "stop")
+    stranger.script = [chunk('<tool_call>{"name": "get"'), chunk("}</tool_call>"), chunk(finish="stop"), "[DONE]"]
+    assert ask(kefu, tools=[TOOL]).json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("status", "headers", "said", "ours", "code", "after"),

@@ -4,11 +4,13 @@ llama.cpp's CPU kernels round a pass of one row differently from all wider ones,
 bit by bit, every pass here carries at least one guess; the engine called plain only ever carries a wrong one.
 """
 
+import re
 from collections.abc import Iterator
 
 import llama_cpp as lib
 import pytest
 
+from backends.constraint import Grammars
 from backends.llamacpp.backend import LlamaBackend
 from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.protocol import EngineOptions
@@ -109,6 +111,23 @@ def test_every_token_and_logprob_is_what_plain_decoding_gives(
         wanted = _run(plain, _sequence(i, text, plain, model_path, **sampling))
         assert_same(_run(guessing, _sequence(i, text, guessing, model_path, **sampling)), wanted)
     assert guessing.cache_stats().num_guessed > before.num_guessed
+
+
+def test_a_grammar_is_followed_all_the_same_when_guesses_come_true(plain: LlamaBackend, guessing: LlamaBackend, model_path: str) -> None:
+    grammars, before = Grammars(lambda: LlamaTokenizer(model_path)), guessing.cache_stats()
+
+    def formed(backend: LlamaBackend) -> Sequence:
+        seq = _sequence(1, LIST * 2, backend, model_path, temperature=0.8, seed=2)
+        seq.constraint = grammars.constrain('start: ("Order " /[1-4]/ " is on its way. ")~6')
+        return seq
+
+    wanted = _run(plain, formed(plain))
+    assert_same(_run(guessing, formed(guessing)), wanted)
+    tokens = [event.token_id for event in wanted[1] if event.token_id >= 0]
+    text = b"".join(map(LlamaTokenizer(model_path).token_bytes, tokens)).decode()
+    assert re.fullmatch("(Order [1-4] is on its way. ){6}", text)
+    after = guessing.cache_stats()
+    assert after.num_kept - before.num_kept > 10
 
 
 def test_guesses_come_true_and_two_sequences_guess_together(plain: LlamaBackend, guessing: LlamaBackend, model_path: str) -> None:

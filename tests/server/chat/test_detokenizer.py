@@ -17,6 +17,9 @@ class _Pieces:
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
 
+    def special_id(self, text: str) -> int | None:
+        return None
+
     def token_bytes(self, token_id: int) -> bytes:
         return self._pieces[token_id]
 

@@ -290,10 +290,10 @@ async def test_an_interrupted_stream_raises_what_it_was_given() -> None:
 async def test_an_open_stream_is_found_by_its_owner_only() -> None:
     service = ChatService(ScriptedEngine(), ByteTokenizer)
     stream = service.open(replace(JOB, scope_public="mine"))
-    assert service.find(stream.completion_id, "mine") is stream
-    assert service.find(stream.completion_id, "theirs") is None
+    assert service.find(stream.completion_id, "mine") == [stream]
+    assert service.find(stream.completion_id, "theirs") == []
     await stream.aclose()
-    assert service.find(stream.completion_id, "mine") is None
+    assert service.find(stream.completion_id, "mine") == []
 
 
 @pytest.mark.anyio

@@ -129,7 +129,7 @@ async def test_refusals_come_before_the_first_byte(client: httpx.AsyncClient, en
 
     _check_error(await ask(model="other"), 404, "model_not_found", "model")
     _check_error(await ask(temperature=3), 400, None, "temperature")
-    _check_error(await ask(tools=[{}]), 400, "unsupported", "tools")
+    _check_error(await ask(functions=[{}]), 400, "unsupported", "functions")
     _check_error(await ask(max_tokens=4096), 400, "context_length_exceeded", "max_tokens")
     engine.refusal = EngineBusy(7)
     reply = await ask()
