@@ -11,7 +11,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select
 
 from feedback.database import Database
-from feedback.tables import citation, completion, conversation, message, signal, visitor
+from feedback.tables import citation, completion, conversation, message, retrieval, signal, visitor
 
 Role = Literal["user", "assistant"]
 Status = Literal["complete", "stopped", "interrupted"]
@@ -50,6 +50,15 @@ class Citation:
     passage_id: str
     title: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A passage that stood in an answer's prompt, and what retrieval made of it."""
+
+    passage_id: str
+    version: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +146,16 @@ class Record:
         return await self._database.read(lambda connection: _messages(connection, message.c.conversation_id == conversation_id))
 
     async def add_message(
-        self, conversation_id: str, said: Message, made: Completion | None = None, rejected: Sequence[Completion] = ()
+        self,
+        conversation_id: str,
+        said: Message,
+        made: Completion | None = None,
+        rejected: Sequence[Completion] = (),
+        seen: Sequence[Retrieved] = (),
     ) -> None:
-        """Put a message on disk, once: an answer together with how it was made, what it cites, and the attempts that were rejected."""
+        """Put a message on disk, once: an answer with how it was made, what it cites, the attempts that were rejected, and the
+        passages that all of them saw, best first.
+        """
 
         def work(connection: Connection) -> None:
             if connection.execute(select(message.c.id).where(message.c.id == said.id)).first():
@@ -152,6 +168,9 @@ class Record:
             connection.execute(insert(message).values(**place, **row))
             for attempt in (*rejected, *([made] if made else [])):
                 connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(attempt)))
+            if made and seen:
+                ranked = [{"completion_id": made.id, "rank": rank, **asdict(one)} for rank, one in enumerate(seen, 1)]
+                connection.execute(insert(retrieval), ranked)
             if made and said.citations:
                 connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in said.citations])
 

@@ -201,3 +201,42 @@ audit = Table(
     Column("prev_hash", String(64), nullable=False, unique=True),
     Column("hash", String(64), nullable=False),
 )
+
+article = Table(
+    "article",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("title", Words, nullable=False),
+    Column("language", String(8), nullable=False),
+    Column("source", Words, nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False),
+)
+
+# A passage that changes is a new row; the old one stays for the answers that saw it.
+passage = Table(
+    "passage",
+    metadata,
+    Column("id", String(60), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("article_id", ForeignKey("article.id"), nullable=False, index=True),
+    Column("ordinal", Integer, nullable=False),
+    Column("title", Words, nullable=False),
+    Column("text", Words, nullable=False),
+    Column("questions", JSON, nullable=False),
+    Column("language", String(8), nullable=False),
+    Column("current", Boolean, nullable=False),
+)
+
+# The passages in an answer's prompt, best first; `score` is what retrieval gave each.
+retrieval = Table(
+    "retrieval",
+    metadata,
+    Column("completion_id", ForeignKey("completion.id"), primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("passage_id", String(100), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("score", Float, nullable=False),
+)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.conversations import Conversations
 from feedback.database import Database
+from feedback.knowledge import Knowledge
 from feedback.record import Record
 from feedback.signals import Signals
 from server.auth import KeyRing
@@ -32,6 +33,7 @@ from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.chat.upstream import UpstreamChat
 from server.console.console import Console
 from server.desk.desk import Desk
+from server.desk.knowledge import DeskKnowledge
 from server.desk.policy import Policy
 from server.desk.policy_file import DEMO, load_policy
 from server.desk.visitors import Visitors
@@ -93,6 +95,7 @@ def create_app(
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     desk.on_check = metrics.observe_check
+    desk.knowledge = DeskKnowledge(Knowledge(database), shops, settings.desk.pinned_tokens, terms)
     visitors = Visitors(settings.data_dir / "visitor.key")
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     broken: list[str] = []
@@ -101,7 +104,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await supervisor.start()
         watches = (
-            asyncio.create_task(_watch(engine, chat.adapters, desk.warm, broken)),
+            asyncio.create_task(_watch(engine, chat.adapters, desk.prepare, broken)),
             asyncio.create_task(watch_sleep(chat, engine, Awake(caffeinate()))),
         )
         try:
@@ -167,14 +170,16 @@ def make_upstream(settings: UpstreamSettings) -> UpstreamClient:
     return UpstreamClient(settings.base_url, key, settings.model, settings.context_length, settings.timeout_s)
 
 
-async def _watch(engine: EngineClient | UpstreamClient, adapters: AdapterRegistry, warm: Callable[[], None], broken: list[str]) -> None:
+async def _watch(
+    engine: EngineClient | UpstreamClient, adapters: AdapterRegistry, warm: Callable[[], Awaitable[None]], broken: list[str]
+) -> None:
     """Warm each newly loaded engine, and again when adapters change; report a model that cannot be served."""
     warmed: tuple[ModelSpec, dict[str, str]] | None = None
     while True:
         try:
             spec, keys = engine.spec, adapters.all()
             if warmed is None or spec is not warmed[0] or keys != warmed[1]:
-                warm()
+                await warm()
                 warmed = spec, keys
         except (EngineDown, ModelLoadError) as error:
             if warmed is None and getattr(error, "retry_after_s", None) is None:

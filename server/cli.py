@@ -21,6 +21,7 @@ from server import models_cli
 from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
 from server.desk.policy_file import BadPolicy
+from server.knowledge_cli import KnowledgeFailed, knowledge_cli
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.policy_cli import policy_cli
@@ -43,7 +44,7 @@ class _OneSentence(TyperGroup):
             return super().invoke(ctx)
         except (AccountError, AdapterRefused, BadSettings, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
-        except (AccountsFailed, BadPolicy, BrokenManifest, ModelUnavailable, PullFailed, ServiceFailed) as error:
+        except (AccountsFailed, BadPolicy, BrokenManifest, KnowledgeFailed, ModelUnavailable, PullFailed, ServiceFailed) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
 
 
@@ -173,6 +174,7 @@ cli.add_typer(adapter_cli, name="adapter")
 cli.add_typer(agent_cli, name="agent")
 cli.add_typer(audit_cli, name="audit")
 cli.add_typer(policy_cli, name="policy")
+cli.add_typer(knowledge_cli, name="knowledge")
 
 
 def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:

@@ -117,6 +117,9 @@ class DeskSettings(_Branch):
     policy: Path | None = Field(None, description="The policy file; without it the demo shop's.")
     effort: Effort = Field("low", description="How long the model may think before it answers a customer.")
     max_answer_tokens: int = Field(1024, ge=16, description="Longest answer, thinking included, in tokens.")
+    pinned_tokens: int = Field(
+        2000, ge=0, description="Knowledge of at most so many tokens stands whole in every prompt; of more, what fits the question."
+    )
     max_in_flight: int = Field(1, ge=1, description="Answers that one visitor may wait for at once.")
     messages_per_minute: float = Field(20.0, gt=0, description="Messages that one visitor may send.")
     messages_per_day: int = Field(60, ge=1, description="Messages that one visitor may send in a day; a new conversation counts as one.")

@@ -9,6 +9,7 @@ from backends.mini.shop import Language
 from feedback.record import Completion, Conversation, Message, Record, new_id
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
+from server.desk.knowledge import DeskKnowledge, Reading
 from server.desk.policy import Policies, Policy
 from server.desk.turn import Accepted, Answering, Brief, Delta, Done, Event, Turn
 from server.errors import InvalidRequest, TooManyRequests
@@ -61,8 +62,10 @@ class History:
 class Desk:
     """All a customer can do. Conversations of other visitors do not exist here: NotFound."""
 
+    knowledge: DeskKnowledge | None = None
+
     def __init__(self, chat: ChatService, record: Record, policies: Policies, settings: DeskSettings, wait_s: Callable[[int], int]) -> None:
-        """`wait_s` estimates the seconds until a place in the engine's queue is served."""
+        """`wait_s` estimates the seconds until a place in the engine's queue is served. With `knowledge` set, `policies` follow it."""
         self._chat = chat
         self._wait_s = wait_s
         self._record = record
@@ -74,6 +77,11 @@ class Desk:
         # Called with the check that an answer failed, and with the question when that ended in the offer of a person.
         self.on_check: Callable[[str], object] = lambda kind: None
         self.on_check_failed: Callable[[Conversation, Message], Awaitable[object]] = _nothing
+
+    async def prepare(self) -> None:
+        """`warm`, with the knowledge as it is now. Raises EngineDown before a model is loaded, RecordUnavailable."""
+        await self._refresh()
+        self.warm()
 
     def warm(self) -> None:
         """Prefill what every conversation begins with. For each newly loaded engine, and when customers get another adapter."""
@@ -129,7 +137,8 @@ class Desk:
                 raise InvalidRequest("this client_message_id came with another text before", param="client_message_id", code="id_reused")
             elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
                 return Answer(_replay(asked, answer), hang_up=lambda: None)
-            place.turn = self._begin(conversation, asked, said[: said.index(asked) + 1])
+            said = said[: said.index(asked) + 1]
+            place.turn = self._begin(conversation, asked, said, await self._read(conversation, said))
             place.turn.on_end = lambda: self._places.pop(conversation_id)
             return Answer(_follow(asked, place.turn), place.turn.hang_up)
         finally:
@@ -155,15 +164,27 @@ class Desk:
         known = {message.id for message in stored}
         return stored + [message for message in waiting if message.id not in known]
 
-    def _begin(self, conversation: Conversation, asked: Message, said: list[Message]) -> Turn:
-        policy = self._policies[_language(conversation, said)]
+    async def _refresh(self) -> None:
+        if self.knowledge is not None:
+            effort = self._settings.effort
+            self._policies = await self.knowledge.refresh(lambda text: self._chat.count_tokens((ChatMessage("system", text),), effort))
+
+    async def _read(self, conversation: Conversation, said: list[Message]) -> Reading:
+        language = _language(conversation, said)
+        await self._refresh()
+        if self.knowledge is None:
+            return Reading(self._policies[language])
+        return await self.knowledge.read(conversation.id, language, [message.text for message in said if message.role == "user"])
+
+    def _begin(self, conversation: Conversation, asked: Message, said: list[Message], reading: Reading) -> Turn:
+        policy = reading.policy
         prompt = self._fit(conversation.id, policy, _turns(said))
         job = self._job(conversation.id, prompt)
         spec, stream = self._chat.spec, self._chat.open(job)
 
         async def keep(answer: Message, made: Completion | None, rejected: list[Completion]) -> Message:
             kept = replace(answer, reply_to_id=asked.id)
-            work = partial(self._record.add_message, conversation.id, kept, made, rejected)
+            work = partial(self._record.add_message, conversation.id, kept, made, rejected, reading.seen)
             is_stored = await self._journal.write(conversation, work, kept)
             if kept.text and kept.status != "interrupted":
                 turns = (*prompt.messages, ChatMessage("assistant", kept.text))
