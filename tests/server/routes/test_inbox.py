@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from feedback import accounts as accounts_module
+from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.conversations import Conversations
@@ -31,8 +31,8 @@ PASSWORD = "correct horse battery"
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(accounts_module.SCRYPT, "n", 16)
-    monkeypatch.setattr(accounts_module, "NOBODYS_HASH", accounts_module.NOBODYS_HASH.replace("16384", "16"))
+    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
+    monkeypatch.setattr(credentials, "NOBODYS_HASH", credentials.NOBODYS_HASH.replace("16384", "16"))
 
 
 @pytest.fixture
