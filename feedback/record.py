@@ -13,9 +13,12 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert
 from feedback.database import Database
 from feedback.tables import citation, completion, conversation, message, retrieval, signal, visitor
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "agent", "note"]
+State = Literal["bot", "waiting", "human", "resolved", "closed"]
 Status = Literal["complete", "stopped", "interrupted"]
-MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "created_at_ms")
+# In these states a person answers, now or soon, and the bot says nothing.
+MUTE: frozenset[State] = frozenset({"waiting", "human"})
+MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "created_at_ms", "author", "gold")
 
 
 class NotFound(Exception):
@@ -33,13 +36,17 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One visitor's chat. Nothing of it may train a model unless the visitor says so."""
+    """One visitor's chat. Nothing of it may train a model unless the visitor says so. `state` says whose it is: see feedback/inbox.py."""
 
     id: str
     visitor_id: str
     language: str
     consent_train: bool = False
     created_at_ms: int = field(default_factory=now_ms)
+    state: State = "bot"
+    agent: str | None = None
+    state_at_ms: int = 0
+    waiting_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,10 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press."""
+    """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press.
+
+    `author` is an agent's name; `gold` marks what a person answered; `seq` is 0 until it is on disk.
+    """
 
     id: str
     role: Role
@@ -76,6 +86,9 @@ class Message:
     citations: tuple[Citation, ...] = ()
     thumb: int | None = None
     created_at_ms: int = field(default_factory=now_ms)
+    author: str | None = None
+    gold: bool = False
+    seq: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +155,9 @@ class Record:
         return await self._database.read(lambda connection: _conversation(connection, mine))
 
     async def messages(self, conversation_id: str) -> list[Message]:
-        """Everything said in a conversation, oldest first."""
-        return await self._database.read(lambda connection: _messages(connection, message.c.conversation_id == conversation_id))
+        """Everything said in a conversation, oldest first. Agents' notes are not: neither the customer nor the model hears them."""
+        said = and_(message.c.conversation_id == conversation_id, message.c.role != "note")
+        return await self._database.read(lambda connection: read_messages(connection, said))
 
     async def add_message(
         self,
@@ -155,17 +169,16 @@ class Record:
     ) -> None:
         """Put a message on disk, once: an answer with how it was made, what it cites, the attempts that were rejected, and the
         passages that all of them saw, best first.
+
+        What the bot says in a conversation that a person has, or that waits for one, is not kept.
         """
 
         def work(connection: Connection) -> None:
             if connection.execute(select(message.c.id).where(message.c.id == said.id)).first():
                 return
-            # On PostgreSQL two processes may add to one conversation; SQLite has one writer and leaves FOR UPDATE out.
-            connection.execute(select(conversation.c.id).where(conversation.c.id == conversation_id).with_for_update())
-            last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
-            row = {column: getattr(said, column) for column in MESSAGE_COLUMNS}
-            place = {"conversation_id": conversation_id, "seq": connection.execute(last).scalar_one() + 1}
-            connection.execute(insert(message).values(**place, **row))
+            if lock_state(connection, conversation_id) in MUTE and said.role == "assistant":
+                return
+            append_message(connection, conversation_id, said)
             for attempt in (*rejected, *([made] if made else [])):
                 connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(attempt)))
             if made and seen:
@@ -177,6 +190,24 @@ class Record:
         await self._database.write(work)
 
 
+def lock_state(connection: Connection, conversation_id: str) -> State:
+    """Whose the conversation is, until this transaction ends. Raises NotFound."""
+    # On PostgreSQL two processes may change one conversation; SQLite has one writer and leaves FOR UPDATE out.
+    locked = select(conversation.c.state).where(conversation.c.id == conversation_id).with_for_update()
+    state: State | None = connection.execute(locked).scalar()
+    if state is None:
+        raise NotFound("no such conversation")
+    return state
+
+
+def append_message(connection: Connection, conversation_id: str, said: Message) -> None:
+    """Insert a message after the last one of a conversation that this transaction has locked."""
+    last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
+    row = {column: getattr(said, column) for column in MESSAGE_COLUMNS}
+    place = {"conversation_id": conversation_id, "seq": connection.execute(last).scalar_one() + 1}
+    connection.execute(insert(message).values(**place, **row))
+
+
 def _conversation(connection: Connection, which: ColumnElement[bool]) -> Conversation:
     newest = select(conversation).where(which).order_by(conversation.c.created_at_ms.desc(), conversation.c.id).limit(1)
     row = connection.execute(newest).mappings().first()
@@ -185,7 +216,8 @@ def _conversation(connection: Connection, which: ColumnElement[bool]) -> Convers
     return Conversation(**row)
 
 
-def _messages(connection: Connection, which: ColumnElement[bool]) -> list[Message]:
+def read_messages(connection: Connection, which: ColumnElement[bool]) -> list[Message]:
+    """The messages that `which` picks, oldest first, with citations and thumbs."""
     made = select(message, *completion.c["shown", "status", "finish_reason"], completion.c.id.label("completion_id"))
     answers = message.outerjoin(completion, and_(completion.c.message_id == message.c.id, completion.c.status != "rejected"))
     rows = connection.execute(made.select_from(answers).where(which).order_by(message.c.seq)).mappings().all()
@@ -200,7 +232,7 @@ def _messages(connection: Connection, which: ColumnElement[bool]) -> list[Messag
 
 
 def _message(row: RowMapping, cited: tuple[Citation, ...], thumb: int | None) -> Message:
-    said = Message(**{column: row[column] for column in MESSAGE_COLUMNS})
+    said = Message(**{column: row[column] for column in MESSAGE_COLUMNS}, seq=row["seq"])
     if row["completion_id"] is None:
         return said
     shown_id = row["completion_id"] if row["shown"] else None

@@ -1,10 +1,10 @@
 """Signals: how an answer was received. The ledger only grows; what counts is decided by weight, and a zero says why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, RowMapping, and_, exists, func, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, insert, select
 
 from feedback.database import Database
 from feedback.record import NotFound, new_id, now_ms
@@ -36,11 +36,23 @@ class Thumb:
 
 
 @dataclass(frozen=True, slots=True)
+class Csat:
+    """How content a customer is with a conversation that was resolved: 1 to 5."""
+
+    conversation_id: str
+    value: int
+    comment: str | None
+    idempotency_key: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """The signal's id; `is_new` is False when the same key had been stored before."""
 
     signal_id: str
     is_new: bool
+    conversation_id: str
 
 
 class Signals:
@@ -58,23 +70,52 @@ class Signals:
         """
         return await self._database.write(lambda connection: self._vote(connection, visitor_id, thumb))
 
+    async def rate(self, visitor_id: str, csat: Csat) -> Receipt:
+        """Store a rating, once per key; a changed one retracts the one before. Raises NotFound when there is nothing resolved to rate."""
+        return await self._database.write(lambda connection: self._rate(connection, visitor_id, csat))
+
     def _vote(self, connection: Connection, visitor_id: str, thumb: Thumb) -> Receipt:
         answer = _received(connection, visitor_id, thumb.completion_id)
-        by_key = and_(signal.c.visitor_id == visitor_id, signal.c.idempotency_key == thumb.idempotency_key)
-        if (known := connection.execute(select(signal).where(by_key)).mappings().first()) is not None:
-            if known["completion_id"] != thumb.completion_id or not _says_the_same(known, thumb):
-                raise KeyReused("this idempotency_key came with another vote before")
-            return Receipt(known["id"], is_new=False)
-        now = self._clock()
-        standing = _standing(connection, thumb.completion_id)
-        reason = _too_many(connection, visitor_id, now) or _untimely(answer, now) or _unchanged(standing, thumb, now)
-        signal_id = new_id("sig")
-        retracts_id = standing["id"] if standing is not None and reason is None else None
-        said = {"value": thumb.value, "tags": list(thumb.tags), "comment": thumb.comment, "idempotency_key": thumb.idempotency_key}
-        judged = {"weight": 0.0 if reason else 1.0, "reason": reason, "retracts_id": retracts_id, "created_at_ms": now}
         target = {"conversation_id": answer["conversation_id"], "completion_id": thumb.completion_id, "visitor_id": visitor_id}
-        connection.execute(insert(signal).values(id=signal_id, kind="thumb", actor="visitor", **target, **said, **judged))
-        return Receipt(signal_id, is_new=True)
+        if known := _known(connection, target, thumb):
+            return known
+        now = self._clock()
+        standing = _standing(connection, signal.c.completion_id == thumb.completion_id, "thumb")
+        reason = _too_many(connection, visitor_id, now) or _untimely(answer, now) or _unchanged(standing, thumb, now)
+        return _add(connection, {**target, "kind": "thumb", "reason": reason, "created_at_ms": now}, thumb, standing)
+
+    def _rate(self, connection: Connection, visitor_id: str, csat: Csat) -> Receipt:
+        mine = and_(conversation.c.id == csat.conversation_id, conversation.c.visitor_id == visitor_id, conversation.c.state == "resolved")
+        if connection.execute(select(conversation.c.id).where(mine)).first() is None:
+            raise NotFound("no such conversation to rate")
+        target = {"conversation_id": csat.conversation_id, "completion_id": None, "visitor_id": visitor_id}
+        if known := _known(connection, target, csat):
+            return known
+        now = self._clock()
+        standing = _standing(connection, signal.c.conversation_id == csat.conversation_id, "csat")
+        reason = _too_many(connection, visitor_id, now)
+        return _add(connection, {**target, "kind": "csat", "reason": reason, "created_at_ms": now}, csat, standing)
+
+
+def _known(connection: Connection, target: Mapping[str, object], said: Thumb | Csat) -> Receipt | None:
+    """The signal that came with this key before. Raises KeyReused when it was another one."""
+    by_key = and_(signal.c.visitor_id == target["visitor_id"], signal.c.idempotency_key == said.idempotency_key)
+    known = connection.execute(select(signal).where(by_key)).mappings().first()
+    if known is None:
+        return None
+    if any(known[column] != value for column, value in target.items()) or not _says_the_same(known, said):
+        raise KeyReused("this idempotency_key came with another vote before")
+    return Receipt(known["id"], is_new=False, conversation_id=known["conversation_id"])
+
+
+def _add(connection: Connection, row: Mapping[str, object], said: Thumb | Csat, standing: RowMapping | None) -> Receipt:
+    counts = row["reason"] is None
+    retracts_id = standing["id"] if standing is not None and counts else None
+    meant = {"value": said.value, "tags": list(said.tags), "comment": said.comment, "idempotency_key": said.idempotency_key}
+    signal_id = new_id("sig")
+    judged = {"weight": float(counts), "retracts_id": retracts_id, "actor": "visitor"}
+    connection.execute(insert(signal).values(id=signal_id, **row, **meant, **judged))
+    return Receipt(signal_id, is_new=True, conversation_id=str(row["conversation_id"]))
 
 
 def _received(connection: Connection, visitor_id: str, completion_id: str) -> RowMapping:
@@ -86,10 +127,10 @@ def _received(connection: Connection, visitor_id: str, completion_id: str) -> Ro
     return row
 
 
-def _standing(connection: Connection, completion_id: str) -> RowMapping | None:
+def _standing(connection: Connection, target: ColumnElement[bool], kind: str) -> RowMapping | None:
     """The vote that counts now: the newest with weight that no later one retracts."""
     later = signal.alias("later")
-    counts = and_(signal.c.completion_id == completion_id, signal.c.kind == "thumb", signal.c.weight > 0)
+    counts = and_(target, signal.c.kind == kind, signal.c.weight > 0)
     votes = select(signal).where(counts, ~exists().where(later.c.retracts_id == signal.c.id))
     return connection.execute(votes.order_by(signal.c.seq.desc()).limit(1)).mappings().first()
 
@@ -118,6 +159,6 @@ def _unchanged(standing: RowMapping | None, thumb: Thumb, now: int) -> Reason | 
     return "changed_late" if standing["value"] != thumb.value and now - standing["created_at_ms"] > MAX_FLIP_MS else None
 
 
-def _says_the_same(row: RowMapping, thumb: Thumb) -> bool:
+def _says_the_same(row: RowMapping, thumb: Thumb | Csat) -> bool:
     said = (int(row["value"]), tuple(row["tags"]), row["comment"])
     return said == (thumb.value, thumb.tags, thumb.comment)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -76,7 +77,12 @@ conversation = Table(
     Column("language", String(8), nullable=False),
     Column("consent_train", Boolean, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False, server_default="bot"),  # feedback/inbox.py: TRANSITIONS
+    Column("agent", String(100)),  # who has it, while `human`, and who had it last
+    Column("state_at_ms", BigInteger, nullable=False, server_default="0"),
+    Column("waiting_at_ms", BigInteger),  # since when a person is waited for; released, it keeps its place
     Index("conversation_of_visitor", "visitor_id", "created_at_ms"),
+    Index("conversation_in_state", "state", "waiting_at_ms"),
     Index("conversation_by_time", "created_at_ms", "id"),
 )
 
@@ -86,11 +92,13 @@ message = Table(
     Column("id", String(40), primary_key=True),
     Column("conversation_id", ForeignKey("conversation.id"), nullable=False),
     Column("seq", Integer, nullable=False),  # 1, 2, ... within the conversation
-    Column("role", String(16), nullable=False),
+    Column("role", String(16), nullable=False),  # user | assistant | agent | note
     Column("text", Words, nullable=False),  # what was on the screen
     Column("reply_to_id", ForeignKey("message.id"), index=True),
     Column("client_message_id", String(40)),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("author", String(100)),  # the agent's name
+    Column("gold", Boolean, nullable=False, server_default=false()),  # a person's answer: what the model should have said
     UniqueConstraint("conversation_id", "seq"),
     UniqueConstraint("conversation_id", "client_message_id"),
 )
@@ -147,7 +155,7 @@ signal = Table(
     Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("id", String(40), nullable=False, unique=True),
     Column("conversation_id", ForeignKey("conversation.id"), nullable=False, index=True),
-    Column("completion_id", ForeignKey("completion.id"), nullable=False, index=True),
+    Column("completion_id", ForeignKey("completion.id"), index=True),  # NULL: about the conversation as a whole
     Column("visitor_id", ForeignKey("visitor.id"), nullable=False),
     Column("kind", String(32), nullable=False),
     Column("value", Float, nullable=False),
@@ -163,6 +171,28 @@ signal = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("visitor_id", "idempotency_key"),
     Index("signal_of_visitor", "visitor_id", "created_at_ms"),
+)
+
+# Append-only: every change of a conversation's state. `contact` is what an offline form held.
+handoff = Table(
+    "handoff",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("conversation_id", ForeignKey("conversation.id"), nullable=False, index=True),
+    Column("from_state", String(16), nullable=False),
+    Column("to_state", String(16), nullable=False),
+    Column("reason", String(16), nullable=False),
+    Column("actor", String(100), nullable=False),  # visitor, system, or an agent's name
+    Column("contact", JSON(none_as_null=True)),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+canned_answer = Table(
+    "canned_answer",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("title", String(80), nullable=False),
+    Column("text", Words, nullable=False),
 )
 
 agent = Table(

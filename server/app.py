@@ -24,6 +24,7 @@ from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.conversations import Conversations
 from feedback.database import Database
+from feedback.inbox import Inbox
 from feedback.knowledge import Knowledge
 from feedback.record import Record
 from feedback.signals import Signals
@@ -33,7 +34,9 @@ from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.chat.upstream import UpstreamChat
 from server.console.console import Console
 from server.desk.desk import Desk
+from server.desk.handoff import Handoffs
 from server.desk.knowledge import DeskKnowledge
+from server.desk.notify import Notifier
 from server.desk.policy import Policy
 from server.desk.policy_file import DEMO, load_policy
 from server.desk.visitors import Visitors
@@ -43,7 +46,9 @@ from server.middleware import Door, Traffic
 from server.models import Chosen
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, desk_router
+from server.routes.handoff import handoff_router
 from server.routes.health import health_router
+from server.routes.inbox import inbox_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
@@ -80,14 +85,7 @@ def create_app(
     """
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
-    if isinstance(engine, UpstreamClient):
-        chat: ChatService = UpstreamChat(engine, metrics.observe_result, opens_thought=settings.upstream.opens_thought)
-    else:
-        assert read_tokenizer is not None
-        chat = ChatService(engine, read_tokenizer, metrics.observe_result, sampling)
-        chat.adapters = AdapterRegistry(settings.data_dir / "adapters", settings.engine.adapter)
-    if chat.adapters.chosen and not chat.adapters.chosen_key:
-        raise AdapterRefused(f"there is no adapter {chat.adapters.chosen!r}")
+    chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
     database = Database.open(settings.database_url, settings.data_dir)
     terms = load_policy(settings.desk.policy or DEMO)
     shops = {language: load_shop(language) for language in get_args(Language)}
@@ -96,7 +94,8 @@ def create_app(
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     desk.on_check = metrics.observe_check
     desk.knowledge = DeskKnowledge(Knowledge(database), shops, settings.desk.pinned_tokens, terms)
-    visitors = Visitors(settings.data_dir / "visitor.key")
+    notifier, inbox = Notifier(settings.desk), Inbox(database)
+    handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     broken: list[str] = []
 
@@ -105,6 +104,7 @@ def create_app(
         await supervisor.start()
         watches = (
             asyncio.create_task(_watch(engine, chat.adapters, desk.prepare, broken)),
+            asyncio.create_task(handoffs.run()),
             asyncio.create_task(watch_sleep(chat, engine, Awake(caffeinate()))),
         )
         try:
@@ -113,16 +113,24 @@ def create_app(
             for watch in watches:
                 watch.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
-            await desk.close()
+            for part in (handoffs, notifier, desk):
+                await part.close()
             await supervisor.stop()
             database.close()
 
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    asgi.include_router(health_router(engine, traffic, metrics, ring))
-    asgi.include_router(openai_router(chat, ring, settings.server))
-    asgi.include_router(desk_router(desk, Signals(database), visitors, shops, DeskLimits(settings.desk)))
-    asgi.include_router(pages_router())
-    asgi.include_router(console_router(console, Conversations(database), settings))
+    traffic.on_drain = handoffs.end_streams
+    signals, limits, visitors = Signals(database), DeskLimits(settings.desk), Visitors(settings.data_dir / "visitor.key")
+    for router in (
+        health_router(engine, traffic, metrics, ring),
+        openai_router(chat, ring, settings.server),
+        desk_router(desk, handoffs, signals, visitors, shops, limits),
+        handoff_router(handoffs, signals, visitors, limits),
+        pages_router(),
+        inbox_router(console, handoffs, inbox, desk),
+        console_router(console, Conversations(database), settings),
+    ):
+        asgi.include_router(router)
     install_handlers(asgi, console.refusal)
     asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request, console=settings.console)
     return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
@@ -141,6 +149,23 @@ def open_app(settings: Settings, chosen: Chosen) -> App:
         check_model(path)
     supervisor = Supervisor(options, settings.engine.max_waiting)
     return create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
+
+
+def _make_chat(
+    settings: Settings,
+    engine: EngineClient | UpstreamClient,
+    read_tokenizer: Callable[[], Tokenizer] | None,
+    metrics: Metrics,
+    sampling: SamplingParams,
+) -> ChatService:
+    if isinstance(engine, UpstreamClient):
+        return UpstreamChat(engine, metrics.observe_result, opens_thought=settings.upstream.opens_thought)
+    assert read_tokenizer is not None
+    chat = ChatService(engine, read_tokenizer, metrics.observe_result, sampling)
+    chat.adapters = AdapterRegistry(settings.data_dir / "adapters", settings.engine.adapter)
+    if chat.adapters.chosen and not chat.adapters.chosen_key:
+        raise AdapterRefused(f"there is no adapter {chat.adapters.chosen!r}")
+    return chat
 
 
 def engine_options(settings: EngineSettings) -> EngineOptions:

@@ -14,6 +14,7 @@ from backends.protocol import AdapterRefused, ContextTooLong, EmptyAnswer, Engin
 from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
 from feedback.credentials import BadPassword, WrongPassword
 from feedback.database import RecordUnavailable
+from feedback.inbox import StateChanged
 from feedback.signals import KeyReused
 
 
@@ -27,6 +28,7 @@ class RequestError(Exception):
     ├── Forbidden           known, but not allowed to
     ├── NotFound            no such thing, or somebody else's
     │   └── ModelNotFound
+    ├── ConversationClosed  resolved long ago; a new one is needed
     ├── TooManyRequests     over this caller's limit; try again after `retry_after_s`
     ├── BodyTooLarge, BodyStalled, HeadersTooLarge, NotJson
     └── ShuttingDown        the server is draining
@@ -58,6 +60,9 @@ class ModelNotFound(NotFound): ...
 
 
 class TooManyRequests(RequestError): ...
+
+
+class ConversationClosed(RequestError): ...
 
 
 class BodyTooLarge(RequestError): ...
@@ -102,6 +107,8 @@ STATUS: dict[type[Exception], Row] = {
     TooManyRequests: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     feedback.record.NotFound: Row(404, _REQUEST, "not_found"),
     KeyReused: Row(409, _REQUEST, "idempotency_key_reused"),
+    StateChanged: Row(409, _REQUEST, "state_changed"),
+    ConversationClosed: Row(409, _REQUEST, "conversation_closed"),
     HeadersTooLarge: Row(431, _REQUEST, "headers_too_large"),
     EngineBusy: Row(503, _SERVER, "queue_full"),
     NoMemory: Row(503, _SERVER, "out_of_memory"),

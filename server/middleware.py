@@ -39,10 +39,12 @@ class Traffic:
     def __init__(self) -> None:
         self.num_open = 0
         self.is_draining = False
+        self.on_drain: Callable[[], None] = lambda: None
 
     def drain(self) -> None:
         """From now on only the health routes answer."""
         self.is_draining = True
+        self.on_drain()
 
 
 class Door:

@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 
 from server.effort import Effort
+from server.hours import Hours
 
 PREFIX = "KEFU_"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -111,6 +112,16 @@ class UpstreamSettings(_Branch):
     opens_thought: bool = Field(False, description="Its model begins in a thought (QwQ does) and it does not part thoughts from answers.")
 
 
+def _hours(value: str) -> str:
+    Hours.parse(value, "UTC")
+    return value
+
+
+def _timezone(value: str) -> str:
+    Hours.parse("", value)
+    return value
+
+
 class DeskSettings(_Branch):
     """The support chat."""
 
@@ -125,6 +136,13 @@ class DeskSettings(_Branch):
     messages_per_day: int = Field(60, ge=1, description="Messages that one visitor may send in a day; a new conversation counts as one.")
     address_messages_per_day: int = Field(1440, ge=1, description="The same for one address; all behind one proxy or office are one.")
     visitors_per_minute: float = Field(60.0, gt=0, description="New visitors that one address may open.")
+    hours: Annotated[str, AfterValidator(_hours)] = Field(
+        "", description="When people answer, like Mon-Fri 09:00-18:00, Sat 10:00-14:00; empty means always."
+    )
+    timezone: Annotated[str, AfterValidator(_timezone)] = Field("UTC", description="The time zone of these hours, like Europe/Berlin.")
+    wait_minutes: float = Field(5.0, gt=0, description="After so long without a person the customer may leave a message instead.")
+    notify_url: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="Told by POST whenever a customer waits for a person.")
+    notify_key: SecretStr = Field(SecretStr(""), description="Signs what is told there (HMAC-SHA256, x-kefu-signature).")
 
 
 class Settings(BaseSettings):

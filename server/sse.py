@@ -25,9 +25,10 @@ def sse_data(value: object) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-def sse_event(name: str, value: object) -> bytes:
-    """One named event."""
-    return b"event: " + name.encode() + b"\n" + sse_data(value)
+def sse_event(name: str, value: object, event_id: int | None = None) -> bytes:
+    """One named event. `event_id` is what a reader who comes back sends as Last-Event-ID."""
+    prefix = b"" if event_id is None else b"id: %d\n" % event_id
+    return prefix + b"event: " + name.encode() + b"\n" + sse_data(value)
 
 
 async def until_hang_up(receive: Receive, work: Coroutine[object, object, T], on_idle: Callable[[], Awaitable[None]] | None = None) -> T:

@@ -87,7 +87,7 @@ class Console:
         agent: Agent | None = getattr(request.state, "agent", None)
         page = self._pages.get_template(f"console/{template}").render(
             t=t,
-            problems={key: words for key, words in t.items() if key.startswith("console_problem_")},
+            problems={key: words for key, words in t.items() if key.startswith(("console_problem_", "console_inbox_"))},
             language=language,
             other={**self._strings[other], "href": f"?{request.url.include_query_params(lang=other).query}"},
             static=self._static,

@@ -17,6 +17,7 @@ class NavItem:
 
 
 NAV = (
+    NavItem("/console/inbox", "console_inbox", "agent"),
     NavItem("/console/conversations", "console_conversations", "agent"),
     NavItem("/console/settings", "console_settings", "admin"),
     NavItem("/console/audit", "console_audit", "admin"),

@@ -1,17 +1,19 @@
 """The desk: a customer's conversations, one answer at a time in each."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from backends.mini.shop import Language
-from feedback.record import Completion, Conversation, Message, Record, new_id
+from feedback.record import MUTE, Completion, Conversation, Message, Record, State, new_id
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
 from server.desk.knowledge import DeskKnowledge, Reading
-from server.desk.policy import Policies, Policy
-from server.desk.turn import Accepted, Answering, Brief, Delta, Done, Event, Turn
+from server.desk.policy import CitationFilter, Policies, Policy
+from server.desk.turn import Accepted, Answering, Brief, Delta, Done, Event, Held, Turn
 from server.errors import InvalidRequest, TooManyRequests
 from server.language import detect_language
 from server.settings import DeskSettings
@@ -32,6 +34,8 @@ class AnswerInProgress(TooManyRequests):
 class _Place:
     visitor_id: str
     turn: Turn | None = None
+    must_end: bool = False
+    is_free: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Desk:
         self._journal = Journal()
         self._places: dict[str, _Place] = {}
         self._windows: dict[str, int] = {}
+        self.on_kept: Callable[[str], object] = lambda conversation_id: None
         # Called with the check that an answer failed, and with the question when that ended in the offer of a person.
         self.on_check: Callable[[str], object] = lambda kind: None
         self.on_check_failed: Callable[[Conversation, Message], Awaitable[object]] = _nothing
@@ -102,18 +107,18 @@ class Desk:
     async def current(self, visitor_id: str) -> History:
         """The visitor's newest conversation. Raises NotFound."""
         conversation = self._journal.current_conversation(visitor_id) or await self._record.current_conversation(visitor_id)
-        return History(conversation, await self._messages(conversation.id), conversation.id in self._places)
+        return History(conversation, await self.messages(conversation.id), conversation.id in self._places)
 
     async def stop(self, visitor_id: str, conversation_id: str) -> None:
         """End the answer that is being given, if any; what was said is kept as `stopped`. Raises NotFound."""
-        await self._conversation(visitor_id, conversation_id)
+        await self.conversation(visitor_id, conversation_id)
         place = self._places.get(conversation_id)
         if place and place.turn:
             place.turn.stop()
 
     async def answer_now(self, visitor_id: str, conversation_id: str) -> None:
         """End the thought of the answer that is being given, if any. Raises NotFound, Unsupported."""
-        await self._conversation(visitor_id, conversation_id)
+        await self.conversation(visitor_id, conversation_id)
         place = self._places.get(conversation_id)
         if place and place.turn:
             place.turn.answer_now()
@@ -124,10 +129,14 @@ class Desk:
         Raises before anything happens: NotFound, AnswerInProgress, InvalidRequest; and, with the message kept so that it may be
         sent again, ContextTooLong, EngineBusy, EngineDown.
         """
-        conversation = await self._conversation(visitor_id, conversation_id)
-        place = self._take_place(conversation)
+        await self.conversation(visitor_id, conversation_id)
+        while (silent := self._places.get(conversation_id)) and not silent.visitor_id:
+            await silent.is_free.wait()
+        place = self._take_place(visitor_id, conversation_id)
         try:
-            said = await self._messages(conversation_id)
+            # Read while the place is held, so that nobody is given the conversation between this look and the answer.
+            conversation = await self.conversation(visitor_id, conversation_id)
+            said = await self.messages(conversation_id)
             asked = next((message for message in said if message.client_message_id == client_message_id), None)
             if asked is None:
                 asked = Message(new_id("msg"), "user", text, client_message_id)
@@ -137,28 +146,72 @@ class Desk:
                 raise InvalidRequest("this client_message_id came with another text before", param="client_message_id", code="id_reused")
             elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
                 return Answer(_replay(asked, answer), hang_up=lambda: None)
+            if conversation.state in MUTE:
+                return Answer(_hold(asked, conversation.state), hang_up=lambda: None)
             said = said[: said.index(asked) + 1]
-            place.turn = self._begin(conversation, asked, said, await self._read(conversation, said))
-            place.turn.on_end = lambda: self._places.pop(conversation_id)
+            place.turn = self._begin(conversation, asked, said, await self._read(conversation_id, conversation.language, said))
+            place.turn.on_end = lambda: self._leave_place(conversation_id)
+            if place.must_end:
+                place.turn.stop()
             return Answer(_follow(asked, place.turn), place.turn.hang_up)
         finally:
             if place.turn is None:
-                del self._places[conversation_id]
+                self._leave_place(conversation_id)
 
-    def _take_place(self, conversation: Conversation) -> _Place:
-        taken = sum(place.visitor_id == conversation.visitor_id for place in self._places.values())
-        if conversation.id in self._places or taken >= self._settings.max_in_flight:
+    @asynccontextmanager
+    async def silence(self, conversation_id: str) -> AsyncIterator[None]:
+        """End the answer that is being given, keep what was said of it, and begin none while the block lasts."""
+        while place := self._places.get(conversation_id):
+            place.must_end = True
+            if place.turn:
+                place.turn.stop()
+            await place.is_free.wait()
+        self._places[conversation_id] = _Place("")
+        try:
+            yield
+        finally:
+            self._leave_place(conversation_id)
+
+    async def wait_answered(self, conversation_id: str) -> None:
+        """Return when no answer is being given."""
+        while place := self._places.get(conversation_id):
+            await place.is_free.wait()
+
+    async def draft(self, conversation_id: str, language: str) -> AsyncGenerator[str, None]:
+        """What the bot would answer now, for an agent to use or not: it is told nobody else, and not kept.
+
+        Raises before the first piece: InvalidRequest when the last word is not the customer's, ContextTooLong, EngineBusy, EngineDown.
+        """
+        said = await self.messages(conversation_id)
+        if not said or said[-1].role != "user":
+            raise InvalidRequest("the customer has asked nothing since the last answer", code="nothing_to_answer")
+        policy = (await self._read(conversation_id, language, said)).policy
+        known = CitationFilter(policy)
+        async with self._chat.open(self._job(conversation_id, self._fit(conversation_id, policy, _turns(said)))) as stream:
+            async for delta in stream:
+                if delta.channel == "content" and (text := known.feed(delta.text)):
+                    yield text
+        yield known.flush()
+
+    def _take_place(self, visitor_id: str, conversation_id: str) -> _Place:
+        taken = sum(place.visitor_id == visitor_id for place in self._places.values())
+        if conversation_id in self._places or taken >= self._settings.max_in_flight:
             raise AnswerInProgress("an answer to your last message is on its way", code="answer_in_progress", retry_after_s=1)
-        self._places[conversation.id] = place = _Place(conversation.visitor_id)
+        self._places[conversation_id] = place = _Place(visitor_id)
         return place
 
-    async def _conversation(self, visitor_id: str, conversation_id: str) -> Conversation:
+    def _leave_place(self, conversation_id: str) -> None:
+        self._places.pop(conversation_id).is_free.set()
+
+    async def conversation(self, visitor_id: str, conversation_id: str) -> Conversation:
+        """Raises NotFound, also when it is another visitor's."""
         waiting = self._journal.conversation(conversation_id)
         if waiting and waiting.visitor_id == visitor_id:
             return waiting
         return await self._record.conversation(conversation_id, visitor_id)
 
-    async def _messages(self, conversation_id: str) -> list[Message]:
+    async def messages(self, conversation_id: str) -> list[Message]:
+        """What was said, stored and not yet stored, oldest first."""
         waiting = self._journal.messages(conversation_id)
         stored = await self._record.messages(conversation_id)
         known = {message.id for message in stored}
@@ -169,12 +222,12 @@ class Desk:
             effort = self._settings.effort
             self._policies = await self.knowledge.refresh(lambda text: self._chat.count_tokens((ChatMessage("system", text),), effort))
 
-    async def _read(self, conversation: Conversation, said: list[Message]) -> Reading:
-        language = _language(conversation, said)
+    async def _read(self, conversation_id: str, opened_in: str, said: list[Message]) -> Reading:
+        language = _language(opened_in, said)
         await self._refresh()
         if self.knowledge is None:
             return Reading(self._policies[language])
-        return await self.knowledge.read(conversation.id, language, [message.text for message in said if message.role == "user"])
+        return await self.knowledge.read(conversation_id, language, [message.text for message in said if message.role == "user"])
 
     def _begin(self, conversation: Conversation, asked: Message, said: list[Message], reading: Reading) -> Turn:
         policy = reading.policy
@@ -186,6 +239,7 @@ class Desk:
             kept = replace(answer, reply_to_id=asked.id)
             work = partial(self._record.add_message, conversation.id, kept, made, rejected, reading.seen)
             is_stored = await self._journal.write(conversation, work, kept)
+            self.on_kept(conversation.id)
             if kept.text and kept.status != "interrupted":
                 turns = (*prompt.messages, ChatMessage("assistant", kept.text))
                 self._chat.warm(turns, PUBLIC_SCOPE, conversation.id, job.adapter)
@@ -247,9 +301,14 @@ async def _replay(asked: Message, answer: Message) -> AsyncGenerator[Event, None
     yield Done(answer)
 
 
-def _language(conversation: Conversation, said: list[Message]) -> Language:
+async def _hold(asked: Message, state: State) -> AsyncGenerator[Event, None]:
+    yield Accepted(asked.id)
+    yield Held(state)
+
+
+def _language(opened_in: str, said: list[Message]) -> Language:
     """The customer's language now: that of the last message that shows one."""
-    language: Language = "zh" if conversation.language == "zh" else "en"
+    language: Language = "zh" if opened_in == "zh" else "en"
     for message in said:
         if message.role == "user":
             language = detect_language(message.text, language)
@@ -257,7 +316,10 @@ def _language(conversation: Conversation, said: list[Message]) -> Language:
 
 
 def _turns(said: list[Message]) -> list[Exchange]:
-    """Question and answer, oldest first. Questions without an answer join the next one; sent again, they count once."""
+    """Question and answer, oldest first; an agent's answer is an answer, and what an agent adds to one belongs to it.
+
+    Questions without an answer join the next one; sent again, they count once.
+    """
     turns: list[Exchange] = []
     open_questions: list[str] = []
     for message in said:
@@ -266,6 +328,9 @@ def _turns(said: list[Message]) -> list[Exchange]:
         elif message.text and open_questions:
             turns.append((ChatMessage("user", "\n".join(open_questions)), ChatMessage("assistant", message.text)))
             open_questions = []
+        elif message.text and turns:
+            question, answer = turns[-1]
+            turns[-1] = (question, replace(answer, content=f"{answer.content}\n{message.text}"))
     turns.append((ChatMessage("user", "\n".join(open_questions)),))
     return turns
 

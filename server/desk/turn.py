@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from backends.protocol import EngineBusy, EngineDown, EngineError, ModelSpec
-from feedback.record import Completion, Message, Status, new_id
+from feedback.record import Completion, Message, State, Status, new_id
 from server.chat.service import ChatStream
 from server.desk.checks import Evidence
 from server.desk.guard import Guard
@@ -68,7 +68,14 @@ class Failed:
     error: Exception
 
 
-Event = Accepted | Queued | Thinking | Answering | Delta | Restart | Done | Failed
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The end: the message is kept for a person, and the bot does not answer it."""
+
+    state: State
+
+
+Event = Accepted | Queued | Thinking | Answering | Delta | Restart | Done | Failed | Held
 # An answer, its completion (None: no attempt at it may be shown), and the completions that failed the checks before.
 Keep = Callable[[Message, Completion | None, list[Completion]], Awaitable[Message]]
 

@@ -12,11 +12,11 @@ from feedback.record import Message
 from feedback.signals import Signals, Thumb
 from server.body import body
 from server.desk.desk import Answer, Desk
-from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Restart, Thinking
+from server.desk.handoff import Handoffs
+from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import error_object
-from server.limits import DailyLimit, InFlight, RateLimit
-from server.limits import address_of as _address
+from server.limits import DailyLimit, InFlight, RateLimit, address_of
 from server.schema.desk import (
     ConversationReply,
     ConversationRequest,
@@ -34,6 +34,7 @@ from server.sse import EventStream, sse_event
 # One address may be a household or an office: it gets what this many visitors get.
 VISITORS_PER_ADDRESS = 6
 SIGNALS_PER_DAY = 60
+LISTENERS_PER_ADDRESS = 256
 
 
 class DeskLimits:
@@ -49,6 +50,7 @@ class DeskLimits:
         self._address_daily_messages = DailyLimit(settings.address_messages_per_day)
         self._address_signals = RateLimit(SIGNALS_PER_DAY / (24 * 60), SIGNALS_PER_DAY)
         self.answers = InFlight(settings.max_in_flight * VISITORS_PER_ADDRESS)
+        self.listeners = InFlight(LISTENERS_PER_ADDRESS)
 
     def admit(self, address: str) -> None:
         """A new visitor. This and the next two raise TooManyRequests."""
@@ -67,12 +69,14 @@ class DeskLimits:
         self._address_signals.take(address, self._clock())
 
 
-def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> APIRouter:
+def desk_router(
+    desk: Desk, handoffs: Handoffs, signals: Signals, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits
+) -> APIRouter:
     """Routes under /desk. Every call but the first two is made by a visitor, and sees only what is theirs."""
     router = APIRouter(prefix="/desk")
     _add_public(router, visitors, shops, limits)
-    _add_conversations(router, desk, visitors, limits)
-    _add_signals(router, signals, visitors, limits)
+    _add_conversations(router, desk, handoffs, visitors, limits)
+    _add_signals(router, signals, handoffs, visitors, limits)
     return router
 
 
@@ -93,7 +97,7 @@ def _add_public(router: APIRouter, visitors: Visitors, shops: Mapping[Language, 
             admitted: VisitorPass = visitors.renew(_token(request))
             response.status_code = 200
         except InvalidToken:
-            limits.admit(_address(request))
+            limits.admit(address_of(request))
             admitted = visitors.admit()
         return VisitorReply.model_validate(admitted)
 
@@ -102,14 +106,14 @@ def _add_public(router: APIRouter, visitors: Visitors, shops: Mapping[Language, 
         return ShopReply.model_validate(shops[language])
 
 
-def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits: DeskLimits) -> None:
+def _add_conversations(router: APIRouter, desk: Desk, handoffs: Handoffs, visitors: Visitors, limits: DeskLimits) -> None:
     visitor = Annotated[str, Depends(require_visitor(visitors))]
 
     @router.post("/conversations", tags=["visitor"], status_code=201)
     async def open_conversation(
         request: Request, visitor_id: visitor, wanted: Annotated[ConversationRequest, Depends(body(ConversationRequest))]
     ) -> ConversationReply:
-        limits.send(visitor_id, _address(request))
+        limits.send(visitor_id, address_of(request))
         opened = await desk.open_conversation(visitor_id, wanted.language)
         return ConversationReply(conversation_id=opened.id, language=opened.language, messages=[])
 
@@ -119,7 +123,12 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
         messages = [MessageReply.model_validate(message) for message in history.messages]
         conversation = history.conversation
         return ConversationReply(
-            conversation_id=conversation.id, language=conversation.language, messages=messages, answering=history.answering
+            conversation_id=conversation.id,
+            language=conversation.language,
+            messages=messages,
+            answering=history.answering,
+            state=conversation.state,
+            seq=max((message.seq for message in history.messages), default=0),
         )
 
     @router.post("/conversations/{conversation_id}/messages", tags=["visitor"])
@@ -127,11 +136,11 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
         conversation_id: str, request: Request, visitor_id: visitor, sent: Annotated[MessageRequest, Depends(body(MessageRequest))]
     ) -> Response:
         """The answer as server-sent events; see `_frame` for what they carry."""
-        address = _address(request)
+        address = address_of(request)
         limits.send(visitor_id, address)
         with ExitStack() as held:
             held.enter_context(limits.answers.held(address))
-            answer = await desk.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id))
+            answer = await handoffs.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id))
             return _stream(answer, held.pop_all())
 
     @router.post("/conversations/{conversation_id}/stop", tags=["visitor"], status_code=202, dependencies=[Depends(body(EmptyRequest))])
@@ -147,7 +156,7 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
         return {}
 
 
-def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
+def _add_signals(router: APIRouter, signals: Signals, handoffs: Handoffs, visitors: Visitors, limits: DeskLimits) -> None:
     visitor = Annotated[str, Depends(require_visitor(visitors))]
 
     @router.post("/signals", tags=["visitor"], status_code=201)
@@ -155,9 +164,10 @@ def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits
         request: Request, response: Response, visitor_id: visitor, said: Annotated[SignalRequest, Depends(body(SignalRequest))]
     ) -> SignalReply:
         """Keep a vote: on disk before the reply. The same key again is the same signal (200)."""
-        limits.vote(_address(request))
+        limits.vote(address_of(request))
         thumb = Thumb(said.completion_id, said.value, tuple(said.tags), said.comment or None, str(said.idempotency_key))
         receipt = await signals.vote(visitor_id, thumb)
+        await handoffs.check_failures(receipt.conversation_id)
         response.status_code = 201 if receipt.is_new else 200
         return SignalReply.model_validate(receipt)
 
@@ -194,10 +204,13 @@ def _frame(event: Event) -> bytes:
         case Restart():
             return sse_event("restart", {})
         case Done(message):
-            return sse_event("done", {"message": _on_the_wire(message)})
+            return sse_event("done", {"message": on_the_wire(message)})
         case Failed(error):
             return sse_event("error", error_object(error))
+        case Held(state):
+            return sse_event("held", {"state": state})
 
 
-def _on_the_wire(message: Message) -> dict[str, object]:
+def on_the_wire(message: Message) -> dict[str, object]:
+    """A message as the page gets it."""
     return MessageReply.model_validate(message).model_dump()

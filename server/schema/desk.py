@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backends.mini.shop import Language
+from feedback.record import State
 
 MAX_TEXT_CHARS = 4000
 MAX_COMMENT_CHARS = 1000
@@ -14,7 +15,8 @@ GOOD_TAGS = frozenset({"helpful", "clear", "quick"})
 BAD_TAGS = frozenset({"wrong", "outdated", "unclear", "not_my_question", "too_long", "impolite"})
 
 
-def _not_blank(text: str) -> str:
+def not_blank(text: str) -> str:
+    """Raises ValueError."""
     if not text.strip():
         raise ValueError("must say something")
     return text
@@ -26,24 +28,26 @@ def _not_bool(value: object) -> object:
     return value
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """What is sent: no field but these, of no type but these."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class EmptyRequest(_Request):
+class EmptyRequest(Request):
     """`{}`"""
 
 
-class ConversationRequest(_Request):
+class ConversationRequest(Request):
     language: Language
 
 
-class MessageRequest(_Request):
-    text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
+class MessageRequest(Request):
+    text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(not_blank)]
     client_message_id: UUID
 
 
-class SignalRequest(_Request):
+class SignalRequest(Request):
     """A thumb. Tags say why, and fit its direction."""
 
     completion_id: Annotated[str, Field(max_length=64)]
@@ -91,10 +95,11 @@ class CitationReply(_Reply):
 
 
 class MessageReply(_Reply):
-    """A customer's message has no completion_id, finish_reason or thumb; neither has an answer that cannot be voted on."""
+    """A message of a customer or an agent has no completion_id, finish_reason or thumb; neither has an answer that cannot be voted on."""
 
     message_id: str = Field(validation_alias="id")
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "agent"]
+    author: str | None
     text: str
     status: Literal["complete", "stopped", "interrupted"]
     citations: list[CitationReply]
@@ -108,6 +113,8 @@ class ConversationReply(_Reply):
     language: str
     messages: list[MessageReply]
     answering: bool = False
+    state: State = "bot"
+    seq: int = 0  # of the last message: where to follow from
 
 
 class SignalReply(_Reply):

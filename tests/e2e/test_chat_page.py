@@ -148,7 +148,7 @@ def test_waiting_in_line_and_stopping(page: Page, occupied: threading.Event, dat
     ask(page, "Is there a warranty on kettles?")
     expect(last_answer(page).locator(".state")).to_contain_text("Number 1 in line")
     page.locator("[data-part=stop]").click()
-    expect(last_answer(page).locator(".ending")).to_have_text("You stopped this answer.")
+    expect(last_answer(page).locator(".ending")).to_have_text("This answer was stopped.")
     assert rows(data_dir, "select count(*) from completion where status = 'stopped'") == [(1,)]
     occupied.set()
     finished(page, "How much is express shipping?")

@@ -15,7 +15,6 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, select, text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from feedback.database import Database, RecordUnavailable
@@ -212,25 +211,37 @@ async def test_opening_again_changes_nothing(tmp_path: Path) -> None:
     assert rows(tmp_path / "kefu.db", "SELECT sql FROM sqlite_master") == before
 
 
-@pytest.mark.anyio
-async def test_an_older_database_keeps_its_answers_and_takes_those_of_an_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def age(folder: Path, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace a folder's database by one of an older revision that holds the same rows, as far as it has columns for them."""
+    (folder / "kefu.db").rename(folder / "new.db")
     upgrade = alembic.command.upgrade
     with monkeypatch.context() as patch:
-        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0001"))
-        with opened(tmp_path) as database:
-            # The record of today writes a column more than the first tables had.
-            await database.write(lambda connection: connection.execute(text("ALTER TABLE completion ADD COLUMN violations JSON")))
-            old = await answered(Record(database))
-            with pytest.raises(IntegrityError):
-                await answered(Record(database), prompt_token_ids=None)
-            await database.write(lambda connection: connection.execute(text("ALTER TABLE completion DROP COLUMN violations")))
+        patch.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, revision))
+        Database.in_folder(folder).close()
+    with closing(sqlite3.connect(folder / "kefu.db")) as old:
+        old.execute("ATTACH ? AS new", (str(folder / "new.db"),))
+        for (name,) in old.execute("SELECT name FROM main.sqlite_master WHERE sql LIKE 'CREATE TABLE%'").fetchall():
+            columns = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({name})"))
+            if not name.startswith(("alembic", "sqlite")):
+                old.execute(f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM new.{name}")
+        old.commit()
+
+
+@pytest.mark.anyio
+async def test_an_older_database_keeps_its_answers_and_takes_those_of_an_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as database:
+        old = await answered(Record(database))
+        await Signals(database).vote("vis_a", Thumb(old, 1, (), None, "key"))
+    age(tmp_path, "0001", monkeypatch)
     with opened(tmp_path) as database:
         untold = await answered(Record(database), prompt_token_ids=None, completion_token_ids=None, logprobs=None, template_sha256=None)
         kept = {row.id: row for row in await database.read(lambda connection: connection.execute(select(completion)).all())}
         assert not await database.read(lambda connection: connection.execute(text("PRAGMA foreign_key_check")).all())
+        assert await database.read(lambda connection: connection.execute(text("PRAGMA integrity_check")).scalar_one()) == "ok"
     assert (kept[old].prompt_token_ids, kept[old].logprobs, kept[old].model_sha256) == ([1, 2, 151_645], [-0.5, None], "0" * 64)
     assert (kept[old].violations, kept[untold].violations) == (None, [])
     assert (kept[untold].prompt_token_ids, kept[untold].logprobs, kept[untold].template_sha256) == (None, None, None)
+    assert rows(tmp_path / "kefu.db", "SELECT completion_id, value FROM signal") == [(old, 1.0)]
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

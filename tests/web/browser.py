@@ -63,7 +63,7 @@ def visit(browser: Browser, url: str, *, expect_quiet: bool = True, **options: o
     yield page
     context.close()
     if expect_quiet:
-        assert watch.complaints == []
+        assert watch.complaints == [], watch.complaints
 
 
 def ask(page: Page, text: str = "Can I return it?") -> None:

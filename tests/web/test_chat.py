@@ -74,7 +74,7 @@ def test_stop_keeps_what_was_said(page: Page, desk: Desk, by: str) -> None:
     ask(page)
     expect(last_answer(page).locator(".text")).to_contain_text("Tea and kettles.")
     page.locator("[data-part=stop]").click() if by == "button" else page.keyboard.press("Escape")
-    expect(last_answer(page).locator(".ending")).to_have_text("You stopped this answer.")
+    expect(last_answer(page).locator(".ending")).to_have_text("This answer was stopped.")
     expect(last_answer(page).locator(".text")).to_contain_text("Tea and kettles.")
     expect(page.locator("#input")).to_be_focused()
     expect(page.locator("[data-part=send]")).to_be_visible()

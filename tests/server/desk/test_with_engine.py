@@ -16,13 +16,15 @@ from backends.mini.shop import load_shop
 from backends.protocol import EngineDied, EngineOptions
 from backends.supervisor import Supervisor
 from feedback.database import Database
-from feedback.record import Record
+from feedback.inbox import Inbox, Move
+from feedback.record import Message, Record, new_id
 from feedback.tables import completion, message
 from server.chat.service import ChatService
 from server.desk.desk import Desk
+from server.desk.handoff import Handoffs
 from server.desk.policy import OFFER, Policy
 from server.desk.policy_file import DEMO, load_policy, parse_policy
-from server.desk.turn import Delta, Done, Event, Failed
+from server.desk.turn import Delta, Done, Event, Failed, Held
 from server.settings import DeskSettings
 from tests.backends.lora import random_matrices, write_mlx
 
@@ -146,6 +148,31 @@ async def test_the_engine_killed_mid_answer_is_an_honest_end_and_the_next_questi
     assert [(each.text, each.status) for each in kept] == ([(said, "interrupted")] if said.strip() else [])
     await house.is_up()
     assert isinstance((await house.ask(conversation.id, QUESTIONS[1], "key-1"))[-1], Done)
+
+
+async def test_while_a_person_has_it_the_model_is_silent_and_then_goes_on_from_what_they_said(house: House) -> None:
+    await house.is_up()
+    handoffs = Handoffs(house.desk, Inbox(house.database), DeskSettings(), on_waiting=lambda *waiting: None)
+    opened = await house.desk.open_conversation(VISITOR, "en")
+
+    async def ask(question: str, key: str) -> list[Event]:
+        return [event async for event in (await handoffs.ask(VISITOR, opened.id, question, key)).events]
+
+    answer = await handoffs.ask(VISITOR, opened.id, QUESTIONS[0], "key-0")
+    await handoffs.move(opened.id, Move("human", "agent", "Ann", ("bot",), agent="Ann"))
+    assert house.engine.num_running + house.engine.num_waiting == 0
+    assert isinstance([event async for event in answer.events][-1], Done)
+    num_made = len(await house.completions(opened.id))
+    assert isinstance((await ask(QUESTIONS[1], "key-1"))[-1], Held)
+    assert "".join([text async for text in house.desk.draft(opened.id, "en")]).strip()
+    await handoffs.say(opened.id, Message(new_id("msg"), "agent", "To the islands too.", "key-a", author="Ann", gold=True))
+    assert len(await house.completions(opened.id)) == num_made
+    await handoffs.move(opened.id, Move("bot", "agent", "Ann", ("human",), held_by="Ann"))
+    assert isinstance((await ask(QUESTIONS[0], "key-2"))[-1], Done)
+    prompt = (await house.completions(opened.id))[-1]["prompt_token_ids"]
+    text = b"".join(house.tokenizer.token_bytes(token_id) for token_id in prompt).decode()  # type: ignore[attr-defined]
+    assert "To the islands too." in text
+    await handoffs.close()
 
 
 async def test_customers_talk_to_the_chosen_adapter_and_the_record_says_so(house: House, tmp_path: Path, model_path: str) -> None:

@@ -121,7 +121,7 @@ async def test_each_role_may_do_what_the_tag_of_the_route_says(http: httpx.Async
         headers = {**await sign_in(http, accounts, role, f"a {role}"), "content-type": "application/json"}
         for route in console_routes(app):
             needed = next((tag for tag in route.tags if tag in RANK), None)
-            if needed is None or "sign_out" in route.path:
+            if needed is None or "sign_out" in route.path or route.path.endswith("/events"):  # a stream that does not end
                 continue
             for method in route.methods:
                 reply = await http.request(method, route.path, headers=headers, content=b"{}")

@@ -13,9 +13,11 @@ from starlette.types import Message as AsgiMessage
 
 from backends.protocol import EngineDown
 from feedback.database import Database
+from feedback.inbox import Inbox
 from feedback.record import Record, now_ms
 from feedback.signals import Signals
 from server.desk.desk import Desk
+from server.desk.handoff import Handoffs
 from server.desk.policy import Policy
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
@@ -59,7 +61,8 @@ def app(tmp_path: Path, database: Database, chat: ScriptedChat, clock: Clock, se
     signals = Signals(database, lambda: now_ms() + 5_000)  # every answer has been read
     app = FastAPI()
     install_handlers(app)
-    app.include_router(desk_router(desk, signals, Visitors(tmp_path / "visitor.key"), SHOPS, DeskLimits(settings, clock)))
+    handoffs = Handoffs(desk, Inbox(database), settings, on_waiting=lambda conversation_id, reason: None)
+    app.include_router(desk_router(desk, handoffs, signals, Visitors(tmp_path / "visitor.key"), SHOPS, DeskLimits(settings, clock)))
     return app
 
 

@@ -2,19 +2,24 @@
 
 import { say } from "../helpers/strings.js";
 
-const KNOWN = ["wrong_password", "bad_password", "rate_limit_exceeded", "not_signed_in", "csrf", "role_needed"];
+const KNOWN = ["wrong_password", "bad_password", "rate_limit_exceeded", "not_signed_in", "csrf", "role_needed", "state_changed", "nothing_to_answer"];
 const box = document.getElementById("problem");
 
-// Resolves to the reply; rejects with a sentence for the person who pressed.
-export async function send(path, fields) {
+// Resolves to the response; rejects with a sentence for the person who pressed.
+export async function open(method, path, fields) {
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": document.querySelector("meta[name=csrf]").content };
-  const options = { method: "POST", headers, body: JSON.stringify(fields), cache: "no-store" };
+  const options = { method, headers, body: fields && JSON.stringify(fields), cache: "no-store" };
   const response = await fetch(path, options).catch(() => {
     throw new Error(say("console_problem_unreachable"));
   });
-  const reply = await response.json().catch(() => ({}));
-  if (response.ok) return reply;
-  throw new Error(say(`console_problem_${KNOWN.includes(reply.error?.code) ? reply.error.code : "other"}`));
+  if (response.ok) return response;
+  const code = (await response.json().catch(() => ({}))).error?.code;
+  throw new Error(say(`console_problem_${KNOWN.includes(code) ? code : "other"}`));
+}
+
+// Resolves to the reply of a POST.
+export async function send(path, fields) {
+  return (await open("POST", path, fields)).json().catch(() => ({}));
 }
 
 // `near` is what the sentence appears before; without it, at the top of the page.

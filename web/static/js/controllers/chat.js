@@ -7,6 +7,7 @@ import { Desk, DeskError } from "../models/desk.js";
 import { Answer } from "./answer.js";
 import { Composer } from "./composer.js";
 import { PassagePanel } from "./passage.js";
+import { Person } from "./person.js";
 import { Scroller } from "./scroller.js";
 
 const POLL_MS = 1500;
@@ -21,6 +22,7 @@ class Chat {
   #composer;
   #panel;
   #scroller;
+  #person;
   #conversationId = null;
   #isAnswering = false;
 
@@ -30,6 +32,8 @@ class Chat {
     this.#composer = new Composer(form, drafts, { onSend: (text) => this.#send(text), onStop: () => this.#stop() });
     this.#panel = new PassagePanel(document.getElementById("passage"), part(form, "input"));
     this.#scroller = new Scroller(document.getElementById("scroller"), this.#list.parentElement, document.getElementById("jump"));
+    const [conversation, announce, orNotice] = [() => this.#conversation(), (text) => this.#announce(text), (step) => this.#orNotice(step)];
+    this.#person = new Person(this.#desk, this.#list, { conversation, announce, orNotice });
     this.#startOverButton.addEventListener("click", () => this.#startOver());
     document.addEventListener("keydown", (event) => this.#escape(event));
     addEventListener("offline", () => this.#notify(say("problem_offline")));
@@ -65,11 +69,13 @@ class Chat {
     if (!conversation || this.#isAnswering || this.#conversationId) return;
     this.#conversationId = conversation.conversation_id;
     conversation.messages.forEach((message) => this.#draw(message));
+    this.#person.follow(conversation.conversation_id, conversation.seq);
     const answered = conversation.answering ? await this.#untilAnswered(conversation) : conversation;
     answered.messages.slice(conversation.messages.length).forEach((message) => this.#announce(this.#draw(message)));
     const last = answered.messages.at(-1);
     const asked = answered.messages.findLast(({ role }) => role === "user")?.text;
     if (asked === this.#composer.text.trim()) this.#composer.fill("");
+    if (["waiting", "human"].includes(answered.state)) return;
     if (last?.role === "user" || last?.status === "interrupted") this.#offerAgain(asked);
   }
 
@@ -93,6 +99,7 @@ class Chat {
   // -> the words of an answer, as they are read aloud; nothing for a question
   #draw(message) {
     this.#setStarted(true);
+    if (message.role === "agent") return this.#person.draw(message);
     if (message.role === "assistant") return this.#place(new Answer(this.#panel)).finish(message, this.#desk);
     const node = clone("question");
     part(node, "text").textContent = message.text;
@@ -132,14 +139,20 @@ class Chat {
     if (kept?.status === "interrupted") this.#send(message.text);
   }
 
-  // -> the answer as the server keeps it, or undefined when it failed
+  async #conversation() {
+    this.#conversationId ??= (await this.#desk.open(language)).conversation_id;
+    this.#person.follow(this.#conversationId);
+    return this.#conversationId;
+  }
+
+  // -> the answer as the server keeps it, or undefined when it failed or a person answers
   async #turn(message, answer) {
     this.#setAnswering(true);
     this.#announce("");
     try {
-      this.#conversationId ??= (await this.#desk.open(language)).conversation_id;
+      const conversationId = await this.#conversation();
       let kept;
-      for await (const event of this.#desk.ask(this.#conversationId, message)) kept = this.#take(event, answer);
+      for await (const event of this.#desk.ask(conversationId, message)) kept = this.#take(event, answer);
       return kept;
     } catch (error) {
       return this.#fail(error, message, answer);
@@ -153,6 +166,7 @@ class Chat {
     if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
     if (event.name === "restart") answer.restart();
+    if (event.name === "held") answer.node.remove();
     if (event.name === "done") this.#announce(answer.finish(event.message, this.#desk));
     return event.message;
   }
@@ -182,10 +196,12 @@ class Chat {
   async #startOver() {
     if (this.#isAnswering) return;
     this.#panel.close();
+    await this.#person.leave();
     if (this.#desk.isKnown) {
       const opened = await this.#orNotice(this.#desk.open(language));
       if (!opened) return;
       this.#conversationId = opened.conversation_id;
+      this.#person.follow(opened.conversation_id);
     }
     this.#list.replaceChildren();
     this.#setStarted(false);

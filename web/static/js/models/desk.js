@@ -17,11 +17,13 @@ export class DeskError extends Error {
 const PROBLEM_BY_CODE = {
   answer_in_progress: "in_progress",
   context_length_exceeded: "full",
+  conversation_closed: "gone",
   daily_limit: "enough",
   engine_died: "cut",
   engine_down: "down",
   queue_full: "busy",
   shutting_down: "down",
+  state_changed: "changed",
   upstream_failed: "down",
   upstream_timeout: "down",
 };
@@ -78,9 +80,40 @@ export class Desk {
     await this.#request("POST", "/desk/signals", signal);
   }
 
-  // Yields {name, ...data} up to and including "done"; every other end is a DeskError.
+  // A person, please; the bot again; a message for when nobody is there: each resolves to how things stand then.
+  async person(conversationId) {
+    return read(await this.#request("POST", `/desk/conversations/${conversationId}/person`, {}));
+  }
+
+  async bot(conversationId) {
+    return read(await this.#request("POST", `/desk/conversations/${conversationId}/bot`, {}));
+  }
+
+  async leave(conversationId, form) {
+    return read(await this.#request("POST", `/desk/conversations/${conversationId}/form`, form));
+  }
+
+  async rate(conversationId, rating) {
+    await this.#request("POST", `/desk/conversations/${conversationId}/csat`, rating);
+  }
+
+  // Yields {name, ...data} up to and including "done" or "held"; every other end is a DeskError.
   async *ask(conversationId, message) {
+    for await (const event of this.#stream("POST", `/desk/conversations/${conversationId}/messages`, message)) {
+      yield event;
+      if (event.name === "done" || event.name === "held") return;
+    }
+    throw new DeskError("cut");
+  }
+
+  // Yields {name, ...data}: what agents write after message `seq`, and how things stand; until the line ends or `signal` aborts.
+  async *listen(conversationId, seq, signal) {
+    yield* this.#stream("GET", `/desk/conversations/${conversationId}/events`, undefined, { signal, headers: { "Last-Event-ID": seq } });
+  }
+
+  async *#stream(method, path, body, { signal, headers } = {}) {
     const line = new AbortController();
+    signal?.addEventListener("abort", () => line.abort(), { signal: line.signal });
     let timer = 0;
     const heard = () => {
       clearTimeout(timer);
@@ -88,14 +121,12 @@ export class Desk {
     };
     heard();
     try {
-      const response = await this.#request("POST", `/desk/conversations/${conversationId}/messages`, message, line.signal);
+      const response = await this.#request(method, path, body, { signal: line.signal, headers });
       for await (const { name, data } of events(response, heard)) {
         const event = { name, ...JSON.parse(data) };
         if (name === "error") throw new DeskError(problemOf(0, event.error?.code));
         yield event;
-        if (name === "done") return;
       }
-      throw new DeskError("cut");
     } catch (error) {
       throw error instanceof DeskError ? error : new DeskError("cut");
     } finally {
@@ -104,15 +135,15 @@ export class Desk {
     }
   }
 
-  async #request(method, path, body, signal) {
+  async #request(method, path, body, options) {
     if (!this.isKnown) await this.#admit();
     const token = this.#storage.get(TOKEN);
     try {
-      return await this.#fetch(method, path, body, { token, signal });
+      return await this.#fetch(method, path, body, { token, ...options });
     } catch (error) {
       if (error.status !== 401) throw error;
       if (this.#storage.get(TOKEN) === token) await this.#admit(token);
-      return this.#fetch(method, path, body, { token: this.#storage.get(TOKEN), signal });
+      return this.#fetch(method, path, body, { token: this.#storage.get(TOKEN), ...options });
     }
   }
 
@@ -125,8 +156,8 @@ export class Desk {
     return this.#admission;
   }
 
-  async #fetch(method, path, body, { token, signal } = {}) {
-    const headers = { Accept: "application/json, text/event-stream" };
+  async #fetch(method, path, body, { token, signal, headers: more } = {}) {
+    const headers = { Accept: "application/json, text/event-stream", ...more };
     if (body) headers["Content-Type"] = "application/json";
     if (token) headers.Authorization = `Bearer ${token}`;
     const options = { method, headers, signal, body: body && JSON.stringify(body), credentials: "omit", cache: "no-store" };

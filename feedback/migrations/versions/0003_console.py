@@ -7,7 +7,7 @@ rewritten unnoticed. Sessions are rows, so that a changed password or a disabled
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
+revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None

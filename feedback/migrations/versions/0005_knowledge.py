@@ -6,8 +6,8 @@ Why: an answer can only be judged, or trained on, beside the passages that it wa
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0006"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

@@ -7,8 +7,8 @@ kept with its violations. NULL says that an answer was made before there were ch
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0004"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
