@@ -4,7 +4,7 @@ import base64
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from feedback.tables import citation, completion, conversation, message, signal,
 
 Role = Literal["user", "assistant"]
 Status = Literal["complete", "stopped", "interrupted"]
-MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "created_at_ms")
+MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "replaces_id", "created_at_ms")
 
 
 class NotFound(Exception):
@@ -54,13 +54,17 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press."""
+    """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press.
+
+    `replaces_id` names the question that was edited or the answer that was asked for again.
+    """
 
     id: str
     role: Role
     text: str
     client_message_id: str | None = None
     reply_to_id: str | None = None
+    replaces_id: str | None = None
     status: Status = "complete"
     completion_id: str | None = None
     finish_reason: str | None = None
@@ -105,6 +109,15 @@ class Completion:
     violations: list[dict[str, str]] = field(default_factory=list)
 
 
+def newest_branch(said: Iterable[Message]) -> list[Message]:
+    """What is left on the screen of everything said: a message that replaces another takes its place and ends what followed it."""
+    branch: list[Message] = []
+    for each in said:
+        replaced = next((place for place, kept in enumerate(branch) if kept.id == each.replaces_id), None)
+        branch = [*branch[:replaced], each]
+    return branch
+
+
 class Record:
     """What was said. Methods that write return after COMMIT; all raise RecordUnavailable when the database fails."""
 
@@ -147,7 +160,7 @@ class Record:
             # On PostgreSQL two processes may add to one conversation; SQLite has one writer and leaves FOR UPDATE out.
             connection.execute(select(conversation.c.id).where(conversation.c.id == conversation_id).with_for_update())
             last = select(func.coalesce(func.max(message.c.seq), 0)).where(message.c.conversation_id == conversation_id)
-            row = {column: getattr(said, column) for column in MESSAGE_COLUMNS}
+            row = {column: value for column in MESSAGE_COLUMNS if (value := getattr(said, column)) is not None}
             place = {"conversation_id": conversation_id, "seq": connection.execute(last).scalar_one() + 1}
             connection.execute(insert(message).values(**place, **row))
             for attempt in (*rejected, *([made] if made else [])):

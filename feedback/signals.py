@@ -17,6 +17,7 @@ MAX_FLIP_MS = 10 * 60_000
 MAX_VOTES_PER_DAY = 20
 DAY_MS = 24 * 3_600_000
 
+Replacement = Literal["regenerate", "edit"]
 Reason = Literal["too_early", "too_late", "daily_cap", "duplicate", "changed_late", "not_complete"]
 
 
@@ -58,6 +59,19 @@ class Signals:
         """
         return await self._database.write(lambda connection: self._vote(connection, visitor_id, thumb))
 
+    async def replaced(self, visitor_id: str, completion_id: str, kind: Replacement) -> None:
+        """Store, once per answer, that its visitor asked for it again or put the question in other words. Raises as `vote` does."""
+        await self._database.write(lambda connection: self._replaced(connection, visitor_id, completion_id, kind))
+
+    def _replaced(self, connection: Connection, visitor_id: str, completion_id: str, kind: Replacement) -> None:
+        answer, now, key = _received(connection, visitor_id, completion_id), self._clock(), f"{kind}:{completion_id}"
+        by_key = and_(signal.c.visitor_id == visitor_id, signal.c.idempotency_key == key)
+        if connection.execute(select(signal.c.id).where(by_key)).first() is None:
+            target = {"conversation_id": answer["conversation_id"], "completion_id": completion_id, "visitor_id": visitor_id}
+            judged = _judged(_untimely(answer, now), now)
+            row = {"kind": kind, "value": -1, "tags": [], "actor": "visitor", "idempotency_key": key, **target, **judged}
+            connection.execute(insert(signal).values(id=new_id("sig"), **row))
+
     def _vote(self, connection: Connection, visitor_id: str, thumb: Thumb) -> Receipt:
         answer = _received(connection, visitor_id, thumb.completion_id)
         by_key = and_(signal.c.visitor_id == visitor_id, signal.c.idempotency_key == thumb.idempotency_key)
@@ -71,7 +85,7 @@ class Signals:
         signal_id = new_id("sig")
         retracts_id = standing["id"] if standing is not None and reason is None else None
         said = {"value": thumb.value, "tags": list(thumb.tags), "comment": thumb.comment, "idempotency_key": thumb.idempotency_key}
-        judged = {"weight": 0.0 if reason else 1.0, "reason": reason, "retracts_id": retracts_id, "created_at_ms": now}
+        judged = {**_judged(reason, now), "retracts_id": retracts_id}
         target = {"conversation_id": answer["conversation_id"], "completion_id": thumb.completion_id, "visitor_id": visitor_id}
         connection.execute(insert(signal).values(id=signal_id, kind="thumb", actor="visitor", **target, **said, **judged))
         return Receipt(signal_id, is_new=True)
@@ -94,8 +108,12 @@ def _standing(connection: Connection, completion_id: str) -> RowMapping | None:
     return connection.execute(votes.order_by(signal.c.seq.desc()).limit(1)).mappings().first()
 
 
+def _judged(reason: Reason | None, now: int) -> dict[str, object]:
+    return {"weight": 0.0 if reason else 1.0, "reason": reason, "created_at_ms": now}
+
+
 def _too_many(connection: Connection, visitor_id: str, now: int) -> Reason | None:
-    today = and_(signal.c.visitor_id == visitor_id, signal.c.actor == "visitor", signal.c.created_at_ms > now - DAY_MS)
+    today = and_(signal.c.visitor_id == visitor_id, signal.c.kind == "thumb", signal.c.created_at_ms > now - DAY_MS)
     count = connection.execute(select(func.count()).select_from(signal).where(today)).scalar_one()
     return "daily_cap" if count >= MAX_VOTES_PER_DAY else None
 

@@ -31,6 +31,7 @@ from server.awake import Awake, SleepWatch, caffeinate
 from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.chat.upstream import UpstreamChat
 from server.console.console import Console
+from server.desk.customers import Customers
 from server.desk.desk import Desk
 from server.desk.policy import Policy
 from server.desk.policy_file import DEMO, load_policy
@@ -40,10 +41,11 @@ from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
 from server.models import Chosen
 from server.routes.console import console_router
-from server.routes.desk import DeskLimits, desk_router
+from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.health import health_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
+from server.routes.widget import widget_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
 
 log = logging.getLogger("kefu.app")
@@ -93,8 +95,8 @@ def create_app(
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     desk.on_check = metrics.observe_check
-    visitors = Visitors(settings.data_dir / "visitor.key")
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
+    welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
     broken: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -117,8 +119,9 @@ def create_app(
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     asgi.include_router(health_router(engine, traffic, metrics, ring))
     asgi.include_router(openai_router(chat, ring, settings.server))
-    asgi.include_router(desk_router(desk, Signals(database), visitors, shops, DeskLimits(settings.desk)))
+    asgi.include_router(desk_router(desk, Signals(database), welcome, shops, DeskLimits(settings.desk)))
     asgi.include_router(pages_router())
+    asgi.include_router(widget_router(settings.sites))
     asgi.include_router(console_router(console, Conversations(database), settings))
     install_handlers(asgi, console.refusal)
     asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request, console=settings.console)

@@ -1,12 +1,13 @@
 """The desk: a customer's conversations, one answer at a time in each."""
 
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from backends.mini.shop import Language
-from feedback.record import Completion, Conversation, Message, Record, new_id
+from feedback.record import Completion, Conversation, Message, NotFound, Record, Role, new_id, newest_branch
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
 from server.desk.policy import Policies, Policy
@@ -43,15 +44,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the customer is told, and how to say that nobody listens any more."""
+    """What the customer is told, how to say that nobody listens any more, and the completion that it takes the place of."""
 
     events: AsyncGenerator[Event, None]
     hang_up: Callable[[], None]
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A conversation as the desk knows it, stored and not yet stored."""
+    """A conversation as it is on the screen, stored and not yet stored."""
 
     conversation: Conversation
     messages: list[Message]
@@ -94,7 +96,7 @@ class Desk:
     async def current(self, visitor_id: str) -> History:
         """The visitor's newest conversation. Raises NotFound."""
         conversation = self._journal.current_conversation(visitor_id) or await self._record.current_conversation(visitor_id)
-        return History(conversation, await self._messages(conversation.id), conversation.id in self._places)
+        return History(conversation, newest_branch(await self._messages(conversation.id)), conversation.id in self._places)
 
     async def stop(self, visitor_id: str, conversation_id: str) -> None:
         """End the answer that is being given, if any; what was said is kept as `stopped`. Raises NotFound."""
@@ -110,31 +112,65 @@ class Desk:
         if place and place.turn:
             place.turn.answer_now()
 
-    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> Answer:
+    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str, replaces_id: str | None = None) -> Answer:
         """Keep a message and begin its answer; the same `client_message_id` again replays the kept answer.
 
+        With `replaces_id` it takes the place of that question, and what followed leaves the screen and the model's sight.
         Raises before anything happens: NotFound, AnswerInProgress, InvalidRequest; and, with the message kept so that it may be
         sent again, ContextTooLong, EngineBusy, EngineDown.
         """
         conversation = await self._conversation(visitor_id, conversation_id)
-        place = self._take_place(conversation)
-        try:
+        with self._place(conversation) as place:
             said = await self._messages(conversation_id)
             asked = next((message for message in said if message.client_message_id == client_message_id), None)
             if asked is None:
-                asked = Message(new_id("msg"), "user", text, client_message_id)
+                if replaces_id:
+                    _find(newest_branch(said), replaces_id, "user")
+                asked = Message(new_id("msg"), "user", text, client_message_id, replaces_id=replaces_id)
                 said.append(asked)
                 await self._journal.write(conversation, partial(self._record.add_message, conversation_id, asked), asked)
             elif asked.text != text:
                 raise InvalidRequest("this client_message_id came with another text before", param="client_message_id", code="id_reused")
             elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
                 return Answer(_replay(asked, answer), hang_up=lambda: None)
-            place.turn = self._begin(conversation, asked, said[: said.index(asked) + 1])
-            place.turn.on_end = lambda: self._places.pop(conversation_id)
-            return Answer(_follow(asked, place.turn), place.turn.hang_up)
+            return self._answer(place, conversation, said[: said.index(asked) + 1])
+
+    async def regenerate(self, visitor_id: str, conversation_id: str, message_id: str) -> Answer:
+        """Answer the last question once more, in place of the answer `message_id`; asked again, what took its place is replayed.
+
+        Raises NotFound, AnswerInProgress, InvalidRequest when it is not the last; ContextTooLong, EngineBusy, EngineDown.
+        """
+        conversation = await self._conversation(visitor_id, conversation_id)
+        with self._place(conversation) as place:
+            said = await self._messages(conversation_id)
+            answer = _find(said, message_id, "assistant")
+            if later := next((message for message in said if message.replaces_id == message_id), None):
+                return Answer(_replay(_find(said, str(later.reply_to_id), "user"), later), hang_up=lambda: None)
+            branch = newest_branch(said)
+            if branch[-1] != answer:
+                raise InvalidRequest("only the last answer can be made again", param="message_id", code="not_the_last")
+            return self._answer(place, conversation, branch[:-1], answer)
+
+    def _answer(self, place: _Place, conversation: Conversation, said: list[Message], old: Message | None = None) -> Answer:
+        """Begin to answer the last of `said`, in the place of `old`."""
+        asked, branch = said[-1], newest_branch(said)
+        if asked.replaces_id:
+            self._windows.pop(conversation.id, None)
+        place.turn = self._begin(conversation, asked, branch, old.id if old else None)
+        place.turn.on_end = lambda: self._places.pop(conversation.id)
+        edited = (message for message in reversed(said) if asked.replaces_id and message.reply_to_id == asked.replaces_id)
+        replaced = old or next(edited, None)
+        return Answer(_follow(asked, place.turn), place.turn.hang_up, replaced.completion_id if replaced else None)
+
+    @contextmanager
+    def _place(self, conversation: Conversation) -> Iterator[_Place]:
+        """This conversation's place, given up unless a turn took it."""
+        place = self._take_place(conversation)
+        try:
+            yield place
         finally:
             if place.turn is None:
-                del self._places[conversation_id]
+                del self._places[conversation.id]
 
     def _take_place(self, conversation: Conversation) -> _Place:
         taken = sum(place.visitor_id == conversation.visitor_id for place in self._places.values())
@@ -155,14 +191,14 @@ class Desk:
         known = {message.id for message in stored}
         return stored + [message for message in waiting if message.id not in known]
 
-    def _begin(self, conversation: Conversation, asked: Message, said: list[Message]) -> Turn:
+    def _begin(self, conversation: Conversation, asked: Message, said: list[Message], replaces_id: str | None) -> Turn:
         policy = self._policies[_language(conversation, said)]
         prompt = self._fit(conversation.id, policy, _turns(said))
         job = self._job(conversation.id, prompt)
         spec, stream = self._chat.spec, self._chat.open(job)
 
         async def keep(answer: Message, made: Completion | None, rejected: list[Completion]) -> Message:
-            kept = replace(answer, reply_to_id=asked.id)
+            kept = replace(answer, reply_to_id=asked.id, replaces_id=replaces_id)
             work = partial(self._record.add_message, conversation.id, kept, made, rejected)
             is_stored = await self._journal.write(conversation, work, kept)
             if kept.text and kept.status != "interrupted":
@@ -211,6 +247,13 @@ class Desk:
 
 async def _nothing(conversation: Conversation, asked: Message) -> None:
     return None
+
+
+def _find(said: list[Message], message_id: str, role: Role) -> Message:
+    for message in said:
+        if message.id == message_id and message.role == role:
+            return message
+    raise NotFound("no such message")
 
 
 async def _follow(asked: Message, turn: Turn) -> AsyncGenerator[Event, None]:

@@ -1,20 +1,24 @@
 """The desk's API: what the chat page calls."""
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+import feedback.record
 from backends.mini.shop import Language, Shop
+from feedback.database import RecordUnavailable
 from feedback.record import Message
-from feedback.signals import Signals, Thumb
+from feedback.signals import Replacement, Signals, Thumb
 from server.body import body
+from server.desk.customers import Customers
 from server.desk.desk import Answer, Desk
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
-from server.errors import error_object
+from server.errors import NotFound, error_object
 from server.limits import DailyLimit, InFlight, RateLimit
 from server.limits import address_of as _address
 from server.schema.desk import (
@@ -27,8 +31,9 @@ from server.schema.desk import (
     SignalReply,
     SignalRequest,
     VisitorReply,
+    VisitorRequest,
 )
-from server.settings import DeskSettings
+from server.settings import DeskSettings, SiteSettings
 from server.sse import EventStream, sse_event
 
 # One address may be a household or an office: it gets what this many visitors get.
@@ -67,12 +72,22 @@ class DeskLimits:
         self._address_signals.take(address, self._clock())
 
 
-def desk_router(desk: Desk, signals: Signals, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> APIRouter:
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Who may come in: anonymous visitors, and the known customers of the sites."""
+
+    visitors: Visitors
+    customers: Customers
+    sites: Mapping[str, SiteSettings]
+
+
+def desk_router(desk: Desk, signals: Signals, welcome: Welcome, shops: Mapping[Language, Shop], limits: DeskLimits) -> APIRouter:
     """Routes under /desk. Every call but the first two is made by a visitor, and sees only what is theirs."""
     router = APIRouter(prefix="/desk")
-    _add_public(router, visitors, shops, limits)
-    _add_conversations(router, desk, visitors, limits)
-    _add_signals(router, signals, visitors, limits)
+    _add_public(router, welcome, shops, limits)
+    _add_conversations(router, desk, welcome.visitors, limits)
+    _add_answers(router, desk, signals, welcome.visitors, limits)
+    _add_signals(router, signals, welcome.visitors, limits)
     return router
 
 
@@ -80,21 +95,25 @@ def require_visitor(visitors: Visitors) -> Callable[[Request], Awaitable[str]]:
     """The dependency of every route tagged `visitor`; its value is the visitor's id. Raises InvalidToken."""
 
     async def visitor_id(request: Request) -> str:
-        return visitors.visitor_id(_token(request))
+        return visitors.visitor_id(_token(request), _site(request))
 
     return visitor_id
 
 
-def _add_public(router: APIRouter, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> None:
-    @router.post("/visitors", tags=["public"], status_code=201, dependencies=[Depends(body(EmptyRequest))])
-    async def admit(request: Request, response: Response) -> VisitorReply:
-        """A visitor: the same one again when the token can still be renewed (200), else a new one (201)."""
+def _add_public(router: APIRouter, welcome: Welcome, shops: Mapping[Language, Shop], limits: DeskLimits) -> None:
+    @router.post("/visitors", tags=["public"], status_code=201)
+    async def admit(request: Request, response: Response, sent: Annotated[VisitorRequest, Depends(body(VisitorRequest))]) -> VisitorReply:
+        """A visitor: a known customer of the site; the same one again when the token can still be renewed (200); else a new one."""
+        site = _site(request)
+        if site and site not in welcome.sites:
+            raise NotFound("there is no such site")
         try:
-            admitted: VisitorPass = visitors.renew(_token(request))
+            admitted: VisitorPass = welcome.visitors.renew("" if sent.customer else _token(request), site)
             response.status_code = 200
         except InvalidToken:
             limits.admit(_address(request))
-            admitted = visitors.admit()
+            known = welcome.customers.customer_id(site, sent.customer) if sent.customer else None
+            admitted = welcome.visitors.know(site, known) if known else welcome.visitors.admit(site)
         return VisitorReply.model_validate(admitted)
 
     @router.get("/shop", tags=["public"])
@@ -122,18 +141,6 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
             conversation_id=conversation.id, language=conversation.language, messages=messages, answering=history.answering
         )
 
-    @router.post("/conversations/{conversation_id}/messages", tags=["visitor"])
-    async def ask(
-        conversation_id: str, request: Request, visitor_id: visitor, sent: Annotated[MessageRequest, Depends(body(MessageRequest))]
-    ) -> Response:
-        """The answer as server-sent events; see `_frame` for what they carry."""
-        address = _address(request)
-        limits.send(visitor_id, address)
-        with ExitStack() as held:
-            held.enter_context(limits.answers.held(address))
-            answer = await desk.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id))
-            return _stream(answer, held.pop_all())
-
     @router.post("/conversations/{conversation_id}/stop", tags=["visitor"], status_code=202, dependencies=[Depends(body(EmptyRequest))])
     async def stop(conversation_id: str, visitor_id: visitor) -> dict[str, str]:
         await desk.stop(visitor_id, conversation_id)
@@ -145,6 +152,42 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
     async def answer_now(conversation_id: str, visitor_id: visitor) -> dict[str, str]:
         await desk.answer_now(visitor_id, conversation_id)
         return {}
+
+
+def _add_answers(router: APIRouter, desk: Desk, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
+    """Answers come as server-sent events; see `_frame` for what they carry."""
+    visitor = Annotated[str, Depends(require_visitor(visitors))]
+    messages = "/conversations/{conversation_id}/messages"
+
+    @router.post(messages, tags=["visitor"])
+    async def ask(
+        conversation_id: str, request: Request, visitor_id: visitor, sent: Annotated[MessageRequest, Depends(body(MessageRequest))]
+    ) -> Response:
+        with admitted(request, visitor_id) as held:
+            answer = await desk.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id), sent.replaces)
+            await note(visitor_id, answer, "edit")
+            return _stream(answer, held.pop_all())
+
+    @router.post(messages + "/{message_id}/regenerate", tags=["visitor"], dependencies=[Depends(body(EmptyRequest))])
+    async def regenerate(conversation_id: str, message_id: str, request: Request, visitor_id: visitor) -> Response:
+        with admitted(request, visitor_id) as held:
+            answer = await desk.regenerate(visitor_id, conversation_id, message_id)
+            await note(visitor_id, answer, "regenerate")
+            return _stream(answer, held.pop_all())
+
+    @contextmanager
+    def admitted(request: Request, visitor_id: str) -> Iterator[ExitStack]:
+        address = _address(request)
+        limits.send(visitor_id, address)
+        with ExitStack() as held:
+            held.enter_context(limits.answers.held(address))
+            yield held
+
+    async def note(visitor_id: str, answer: Answer, kind: Replacement) -> None:
+        # An answer does not wait for the record; what it cannot take now is one signal less.
+        with suppress(RecordUnavailable, feedback.record.NotFound):
+            if answer.replaces:
+                await signals.replaced(visitor_id, answer.replaces, kind)
 
 
 def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
@@ -165,6 +208,11 @@ def _add_signals(router: APIRouter, signals: Signals, visitors: Visitors, limits
 def _token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _site(request: Request) -> str:
+    """The site whose page this is, "" for our own; a token is good for one only."""
+    return request.headers.get("x-kefu-site", "")
 
 
 def _stream(answer: Answer, held: ExitStack) -> EventStream:

@@ -34,6 +34,12 @@ class EmptyRequest(_Request):
     """`{}`"""
 
 
+class VisitorRequest(_Request):
+    """`customer` is the JWT of a known customer."""
+
+    customer: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+
 class ConversationRequest(_Request):
     language: Language
 
@@ -41,6 +47,7 @@ class ConversationRequest(_Request):
 class MessageRequest(_Request):
     text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_not_blank)]
     client_message_id: UUID
+    replaces: Annotated[str, Field(max_length=40)] | None = None
 
 
 class SignalRequest(_Request):

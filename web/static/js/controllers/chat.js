@@ -2,23 +2,27 @@
 
 import { clone, part, uuid } from "../helpers/dom.js";
 import { SafeStorage } from "../helpers/storage.js";
+import { site } from "../helpers/site.js";
 import { language, say } from "../helpers/strings.js";
 import { Desk, DeskError } from "../models/desk.js";
 import { Answer } from "./answer.js";
 import { Composer } from "./composer.js";
+import { Editing } from "./editing.js";
+import { Host } from "./host.js";
 import { PassagePanel } from "./passage.js";
 import { Scroller } from "./scroller.js";
-
-const POLL_MS = 1500;
+import { Welcome } from "./welcome.js";
 
 class Chat {
-  #desk = new Desk(new SafeStorage(() => localStorage));
+  #desk = new Desk(new SafeStorage(() => localStorage, site.id), site.id);
+  #host = new Host(() => this.#composer.focus());
   #list = document.getElementById("messages");
-  #welcome = document.getElementById("welcome");
+  #welcome = new Welcome(document.getElementById("welcome"), (text) => this.#send(text));
   #notice = document.getElementById("notice");
   #announcer = document.getElementById("announcer");
   #startOverButton = document.getElementById("start-over");
   #composer;
+  #editing;
   #panel;
   #scroller;
   #conversationId = null;
@@ -26,38 +30,28 @@ class Chat {
 
   constructor() {
     const form = document.getElementById("composer");
-    const drafts = new SafeStorage(() => sessionStorage);
-    this.#composer = new Composer(form, drafts, { onSend: (text) => this.#send(text), onStop: () => this.#stop() });
+    const drafts = new SafeStorage(() => sessionStorage, site.id);
+    this.#composer = new Composer(form, drafts, {
+      onSend: (text) => this.#send(text),
+      onStop: () => this.#stop(),
+      onFiles: () => this.#notify(say("no_files")),
+    });
+    this.#editing = new Editing(document.getElementById("editing"), this.#list, this.#composer);
     this.#panel = new PassagePanel(document.getElementById("passage"), part(form, "input"));
     this.#scroller = new Scroller(document.getElementById("scroller"), this.#list.parentElement, document.getElementById("jump"));
     this.#startOverButton.addEventListener("click", () => this.#startOver());
-    document.addEventListener("keydown", (event) => this.#escape(event));
+    document.getElementById("close")?.addEventListener("click", () => this.#host.tell("close"));
+    document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.#escape());
     addEventListener("offline", () => this.#notify(say("problem_offline")));
     addEventListener("online", () => this.#notify(""));
   }
 
   async start() {
     this.#notify(navigator.onLine ? "" : say("problem_offline"));
-    this.#composer.focus();
-    await Promise.all([this.#orNotice(this.#greet()), this.#orNotice(this.#resume())]);
-  }
-
-  async #greet() {
-    const shop = await this.#desk.shop(language);
-    document.getElementById("shop-name").textContent = shop.name;
-    document.title = `${shop.name} · ${document.title}`;
-    part(this.#welcome, "greeting").textContent = shop.greeting;
-    part(this.#welcome, "suggestions").replaceChildren(...shop.suggestions.slice(0, 4).map((text) => this.#suggestion(text)));
-  }
-
-  #suggestion(text) {
-    const node = clone("suggestion");
-    part(node, "button").textContent = text;
-    part(node, "button").addEventListener("click", () => {
-      this.#send(text);
-      this.#composer.focus();
-    });
-    return node;
+    if (parent === window) this.#composer.focus();
+    const greeted = this.#orNotice(this.#welcome.greet(this.#desk));
+    if (await this.#host.meet(site.origins)) await this.#orNotice(this.#desk.know(() => this.#host.identify()));
+    await Promise.all([greeted, this.#orNotice(this.#resume())]);
   }
 
   async #resume() {
@@ -65,8 +59,11 @@ class Chat {
     if (!conversation || this.#isAnswering || this.#conversationId) return;
     this.#conversationId = conversation.conversation_id;
     conversation.messages.forEach((message) => this.#draw(message));
-    const answered = conversation.answering ? await this.#untilAnswered(conversation) : conversation;
-    answered.messages.slice(conversation.messages.length).forEach((message) => this.#announce(this.#draw(message)));
+    const answered = await this.#untilAnswered(conversation);
+    if (answered !== conversation) {
+      this.#list.replaceChildren();
+      this.#hear(answered.messages.map((message) => this.#draw(message)).at(-1));
+    }
     const last = answered.messages.at(-1);
     const asked = answered.messages.findLast(({ role }) => role === "user")?.text;
     if (asked === this.#composer.text.trim()) this.#composer.fill("");
@@ -75,15 +72,10 @@ class Chat {
 
   // An answer that began before a reload, or in another tab, is fetched whole when it is there.
   async #untilAnswered(conversation) {
-    const waiting = this.#place(new Answer(this.#panel));
+    const waiting = this.#answer();
     this.#setAnswering(true);
     try {
-      let now = conversation;
-      while (now.answering) {
-        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-        now = (await this.#desk.current()) ?? { ...conversation, answering: false };
-      }
-      return now;
+      return await this.#desk.answered(conversation);
     } finally {
       waiting.node.remove();
       this.#setAnswering(false);
@@ -93,20 +85,24 @@ class Chat {
   // -> the words of an answer, as they are read aloud; nothing for a question
   #draw(message) {
     this.#setStarted(true);
-    if (message.role === "assistant") return this.#place(new Answer(this.#panel)).finish(message, this.#desk);
+    if (message.role === "assistant") return this.#answer().finish(message, this.#desk);
     const node = clone("question");
     part(node, "text").textContent = message.text;
+    node.dataset.messageId = message.message_id ?? "";
+    part(node, "edit").addEventListener("click", () => this.#isAnswering || this.#editing.begin(node));
     this.#list.append(node);
     return "";
   }
 
-  #place(answer) {
-    this.#list.append(answer.node);
+  // At the end, or in the place of another.
+  #answer(old) {
+    const answer = new Answer(this.#panel, (message) => this.#regenerate(message, answer));
+    old ? old.node.replaceWith(answer.node) : this.#list.append(answer.node);
     return answer;
   }
 
   #offerAgain(text) {
-    const answer = this.#place(new Answer(this.#panel));
+    const answer = this.#answer();
     answer.fail(say("problem_cut"), say("try_again"), () => {
       answer.node.remove();
       this.#send(text);
@@ -116,11 +112,21 @@ class Chat {
   async #send(text) {
     if (this.#isAnswering) return;
     this.#list.querySelectorAll(".problem button").forEach((button) => button.remove());
+    const replaces = this.#editing.finish();
     this.#draw({ role: "user", text });
     if (text === this.#composer.text.trim()) this.#composer.clear();
+    this.#notify("");
+    this.#composer.focus();
     this.#scroller.toLatest();
-    const kept = await this.#turn({ text, client_message_id: uuid() }, this.#place(new Answer(this.#panel)));
+    const kept = await this.#turn({ text, client_message_id: uuid(), replaces }, this.#answer());
     if (kept?.status === "interrupted") this.#offerAgain(text);
+  }
+
+  async #regenerate({ message_id: regenerates }, old) {
+    if (this.#isAnswering) return;
+    this.#panel.close();
+    this.#composer.focus();
+    await this.#turn({ regenerates }, this.#answer(old));
   }
 
   // The same client_message_id again: an answer that the server has already is shown, not made twice. If all it has is
@@ -129,7 +135,7 @@ class Chat {
     this.#composer.focus();
     answer.restart();
     const kept = await this.#turn(message, answer);
-    if (kept?.status === "interrupted") this.#send(message.text);
+    if (kept?.status === "interrupted" && message.text) this.#send(message.text);
   }
 
   // -> the answer as the server keeps it, or undefined when it failed
@@ -139,7 +145,7 @@ class Chat {
     try {
       this.#conversationId ??= (await this.#desk.open(language)).conversation_id;
       let kept;
-      for await (const event of this.#desk.ask(this.#conversationId, message)) kept = this.#take(event, answer);
+      for await (const event of this.#desk.answer(this.#conversationId, message)) kept = this.#take(event, answer);
       return kept;
     } catch (error) {
       return this.#fail(error, message, answer);
@@ -149,12 +155,20 @@ class Chat {
   }
 
   #take(event, answer) {
-    if (event.name === "accepted") this.#composer.forget();
+    if (event.name === "accepted") {
+      this.#composer.forget();
+      this.#list.querySelector(".question:nth-last-child(-n + 2)").dataset.messageId = event.message_id;
+    }
     if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
     if (event.name === "restart") answer.restart();
-    if (event.name === "done") this.#announce(answer.finish(event.message, this.#desk));
+    if (event.name === "done") this.#hear(answer.finish(event.message, this.#desk));
     return event.message;
+  }
+
+  #hear(answer) {
+    this.#announce(answer);
+    this.#host.tell("answered");
   }
 
   #fail(error, message, answer) {
@@ -182,6 +196,7 @@ class Chat {
   async #startOver() {
     if (this.#isAnswering) return;
     this.#panel.close();
+    if (this.#editing.isOn) this.#editing.stop();
     if (this.#desk.isKnown) {
       const opened = await this.#orNotice(this.#desk.open(language));
       if (!opened) return;
@@ -193,7 +208,7 @@ class Chat {
   }
 
   #setStarted(isStarted) {
-    part(this.#welcome, "suggestions").hidden = isStarted;
+    this.#welcome.isOver = isStarted;
     this.#startOverButton.hidden = !isStarted;
   }
 
@@ -203,10 +218,11 @@ class Chat {
     this.#startOverButton.disabled = isAnswering;
   }
 
-  #escape(event) {
-    if (event.key !== "Escape" || event.isComposing) return;
+  #escape() {
     if (this.#panel.isOpen) this.#panel.close();
+    else if (this.#editing.isOn) this.#editing.stop();
     else if (this.#isAnswering) this.#stop();
+    else this.#host.tell("close");
   }
 
   // -> the step's result, or undefined after its problem was shown

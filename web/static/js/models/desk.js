@@ -1,8 +1,10 @@
 // The desk's API as seen from the page: visitor token, conversations, one answer as a stream of events, signals.
 
 import { events } from "../helpers/sse.js";
+import { SafeStorage } from "../helpers/storage.js";
 
 const TOKEN = "kefu.visitor";
+const POLL_MS = 1500;
 // The server writes a keep-alive at least every 10 s; three missed ones are a dead line.
 const SILENCE_MS = 30_000;
 
@@ -36,10 +38,20 @@ async function read(response) {
 
 export class Desk {
   #storage;
+  #siteId;
+  #identify = async () => null;
   #admission = null;
 
-  constructor(storage) {
+  constructor(storage, siteId) {
     this.#storage = storage;
+    this.#siteId = siteId;
+  }
+
+  // From now on this is the customer that `identify()` resolves to a JWT of; the token is kept in memory alone.
+  async know(identify) {
+    this.#identify = identify;
+    this.#storage = new SafeStorage(() => null);
+    await this.#admit();
   }
 
   get isKnown() {
@@ -61,6 +73,16 @@ export class Desk {
     }
   }
 
+  // The conversation once its answer is there.
+  async answered(conversation) {
+    let now = conversation;
+    while (now.answering) {
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      now = (await this.current()) ?? { ...conversation, answering: false };
+    }
+    return now;
+  }
+
   async open(language) {
     return read(await this.#request("POST", "/desk/conversations", { language }));
   }
@@ -78,8 +100,14 @@ export class Desk {
     await this.#request("POST", "/desk/signals", signal);
   }
 
+  // To a message, or once more: {regenerates: message_id} of an answer.
+  answer(conversationId, { regenerates, ...message }) {
+    const path = `/desk/conversations/${conversationId}/messages`;
+    return regenerates ? this.#events(`${path}/${regenerates}/regenerate`, {}) : this.#events(path, message);
+  }
+
   // Yields {name, ...data} up to and including "done"; every other end is a DeskError.
-  async *ask(conversationId, message) {
+  async *#events(path, message) {
     const line = new AbortController();
     let timer = 0;
     const heard = () => {
@@ -88,7 +116,7 @@ export class Desk {
     };
     heard();
     try {
-      const response = await this.#request("POST", `/desk/conversations/${conversationId}/messages`, message, line.signal);
+      const response = await this.#request("POST", path, message, line.signal);
       for await (const { name, data } of events(response, heard)) {
         const event = { name, ...JSON.parse(data) };
         if (name === "error") throw new DeskError(problemOf(0, event.error?.code));
@@ -118,17 +146,31 @@ export class Desk {
 
   // A new visitor, or the same one with a fresh token; calls that meet share one admission.
   #admit(token) {
-    this.#admission ??= this.#fetch("POST", "/desk/visitors", {}, { token })
+    this.#admission ??= this.#introduce(token)
       .then(read)
       .then((visitor) => this.#storage.set(TOKEN, visitor.token))
       .finally(() => (this.#admission = null));
     return this.#admission;
   }
 
+  // Whom the server does not take for a customer of the site goes on as anybody; why is in its log.
+  async #introduce(token) {
+    const customer = await this.#identify();
+    if (!customer) return this.#fetch("POST", "/desk/visitors", {}, { token });
+    try {
+      return await this.#fetch("POST", "/desk/visitors", { customer });
+    } catch (error) {
+      if (error.status !== 401) throw error;
+      this.#identify = async () => null;
+      return this.#fetch("POST", "/desk/visitors", {});
+    }
+  }
+
   async #fetch(method, path, body, { token, signal } = {}) {
     const headers = { Accept: "application/json, text/event-stream" };
     if (body) headers["Content-Type"] = "application/json";
     if (token) headers.Authorization = `Bearer ${token}`;
+    if (this.#siteId) headers["X-Kefu-Site"] = this.#siteId;
     const options = { method, headers, signal, body: body && JSON.stringify(body), credentials: "omit", cache: "no-store" };
     const response = await fetch(path, options).catch(() => null);
     if (!response) throw new DeskError(navigator.onLine ? "unreachable" : "offline");
