@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from feedback.database import Database
 from feedback.record import now_ms
@@ -52,6 +52,8 @@ class Audit:
         """Put a deed on disk. `actor` is an agent's name, "command line" or "visitor"; `detail` must survive JSON."""
 
         def work(connection: Connection) -> Entry:
+            if connection.dialect.name == "postgresql":  # where another server may write at the same time
+                connection.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
             last = connection.execute(select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)).first()
             seq, prev_hash = (last.seq + 1, last.hash) if last else (1, GENESIS)
             entry = Entry(seq, self._clock(), actor, action, subject, detail or {}, prev_hash)

@@ -4,7 +4,7 @@ import base64
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ State = Literal["bot", "waiting", "human", "resolved", "closed"]
 Status = Literal["complete", "stopped", "interrupted"]
 # In these states a person answers, now or soon, and the bot says nothing.
 MUTE: frozenset[State] = frozenset({"waiting", "human"})
-MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "created_at_ms", "author", "gold")
+MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "replaces_id", "created_at_ms", "author", "gold")
 
 
 class NotFound(Exception):
@@ -73,6 +73,7 @@ class Message:
     """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press.
 
     `author` is an agent's name; `gold` marks what a person answered; `seq` is 0 until it is on disk.
+    `replaces_id` names the question that was edited or the answer that was asked for again.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Message:
     text: str
     client_message_id: str | None = None
     reply_to_id: str | None = None
+    replaces_id: str | None = None
     status: Status = "complete"
     completion_id: str | None = None
     finish_reason: str | None = None
@@ -125,6 +127,15 @@ class Completion:
     first_answer_ms: float | None
     total_ms: float
     violations: list[dict[str, str]] = field(default_factory=list)
+
+
+def newest_branch(said: Iterable[Message]) -> list[Message]:
+    """What is left on the screen of everything said: a message that replaces another takes its place and ends what followed it."""
+    branch: list[Message] = []
+    for each in said:
+        replaced = next((place for place, kept in enumerate(branch) if kept.id == each.replaces_id), None)
+        branch = [*branch[:replaced], each]
+    return branch
 
 
 class Record:

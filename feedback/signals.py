@@ -17,6 +17,7 @@ MAX_FLIP_MS = 10 * 60_000
 MAX_VOTES_PER_DAY = 20
 DAY_MS = 24 * 3_600_000
 
+Replacement = Literal["regenerate", "edit"]
 Reason = Literal["too_early", "too_late", "daily_cap", "duplicate", "changed_late", "not_complete"]
 
 
@@ -73,6 +74,17 @@ class Signals:
     async def rate(self, visitor_id: str, csat: Csat) -> Receipt:
         """Store a rating, once per key; a changed one retracts the one before. Raises NotFound when there is nothing resolved to rate."""
         return await self._database.write(lambda connection: self._rate(connection, visitor_id, csat))
+
+    async def replaced(self, visitor_id: str, completion_id: str, kind: Replacement) -> None:
+        """Store, once per answer, that its visitor asked for it again or put the question in other words. Raises as `vote` does."""
+        await self._database.write(lambda connection: self._replaced(connection, visitor_id, completion_id, kind))
+
+    def _replaced(self, connection: Connection, visitor_id: str, completion_id: str, kind: Replacement) -> None:
+        answer, now = _received(connection, visitor_id, completion_id), self._clock()
+        said = Thumb(completion_id, -1, (), None, f"{kind}:{completion_id}")
+        target = {"conversation_id": answer["conversation_id"], "completion_id": completion_id, "visitor_id": visitor_id}
+        if _known(connection, target, said) is None:
+            _add(connection, {**target, "kind": kind, "reason": _untimely(answer, now), "created_at_ms": now}, said, None)
 
     def _vote(self, connection: Connection, visitor_id: str, thumb: Thumb) -> Receipt:
         answer = _received(connection, visitor_id, thumb.completion_id)
@@ -136,7 +148,7 @@ def _standing(connection: Connection, target: ColumnElement[bool], kind: str) ->
 
 
 def _too_many(connection: Connection, visitor_id: str, now: int) -> Reason | None:
-    today = and_(signal.c.visitor_id == visitor_id, signal.c.actor == "visitor", signal.c.created_at_ms > now - DAY_MS)
+    today = and_(signal.c.visitor_id == visitor_id, signal.c.kind == "thumb", signal.c.created_at_ms > now - DAY_MS)
     count = connection.execute(select(func.count()).select_from(signal).where(today)).scalar_one()
     return "daily_cap" if count >= MAX_VOTES_PER_DAY else None
 

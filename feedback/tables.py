@@ -95,6 +95,7 @@ message = Table(
     Column("role", String(16), nullable=False),  # user | assistant | agent | note
     Column("text", Words, nullable=False),  # what was on the screen
     Column("reply_to_id", ForeignKey("message.id"), index=True),
+    Column("replaces_id", ForeignKey("message.id")),  # this one and what followed it left the screen
     Column("client_message_id", String(40)),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("author", String(100)),  # the agent's name

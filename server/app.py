@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from backends.adapter import AdapterRegistry
 from backends.client import EngineClient
 from backends.fit import GIB
-from backends.mini.shop import Language, load_shop
+from backends.mini.shop import Language, Shop, load_shop
 from backends.protocol import AdapterRefused, EngineDown, EngineOptions, ModelLoadError, ModelSpec, Tokenizer
 from backends.registry import check_model, make_tokenizer
 from backends.sequence import SamplingParams
@@ -33,24 +33,26 @@ from server.awake import Awake, SleepWatch, caffeinate
 from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.chat.upstream import UpstreamChat
 from server.console.console import Console
+from server.desk.customers import Customers
 from server.desk.desk import Desk
 from server.desk.handoff import Handoffs
 from server.desk.knowledge import DeskKnowledge
 from server.desk.notify import Notifier
 from server.desk.policy import Policy
-from server.desk.policy_file import DEMO, load_policy
+from server.desk.policy_file import DEMO, Terms, load_policy
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
 from server.models import Chosen
 from server.routes.console import console_router
-from server.routes.desk import DeskLimits, desk_router
+from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
 from server.routes.health import health_router
 from server.routes.inbox import inbox_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
+from server.routes.widget import widget_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
 
 log = logging.getLogger("kefu.app")
@@ -88,8 +90,7 @@ def create_app(
     chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
     database = Database.open(settings.database_url, settings.data_dir)
     terms = load_policy(settings.desk.policy or DEMO)
-    shops = {language: load_shop(language) for language in get_args(Language)}
-    shops = {language: replace(shop, greeting=terms[language].greeting(shop.greeting)) for language, shop in shops.items()}
+    shops = {language: _greeting(load_shop(language), terms[language]) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     desk.on_check = metrics.observe_check
@@ -97,6 +98,7 @@ def create_app(
     notifier, inbox = Notifier(settings.desk), Inbox(database)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
+    welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
     broken: list[str] = []
 
     @contextlib.asynccontextmanager
@@ -110,23 +112,21 @@ def create_app(
         try:
             yield
         finally:
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
-            for part in (handoffs, notifier, desk):
-                await part.close()
+            await _cancel(watches)
+            await asyncio.gather(handoffs.close(), notifier.close(), desk.close())
             await supervisor.stop()
             database.close()
 
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     traffic.on_drain = handoffs.end_streams
-    signals, limits, visitors = Signals(database), DeskLimits(settings.desk), Visitors(settings.data_dir / "visitor.key")
+    signals, limits = Signals(database), DeskLimits(settings.desk)
     for router in (
         health_router(engine, traffic, metrics, ring),
         openai_router(chat, ring, settings.server),
-        desk_router(desk, handoffs, signals, visitors, shops, limits),
-        handoff_router(handoffs, signals, visitors, limits),
+        desk_router(desk, handoffs, signals, welcome, shops, limits),
+        handoff_router(handoffs, signals, welcome.visitors, limits),
         pages_router(),
+        widget_router(settings.sites),
         inbox_router(console, handoffs, inbox, desk),
         console_router(console, Conversations(database), settings),
     ):
@@ -134,6 +134,17 @@ def create_app(
     install_handlers(asgi, console.refusal)
     asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request, console=settings.console)
     return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
+
+
+async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _greeting(shop: Shop, terms: Terms) -> Shop:
+    """The shop, greeting as its policy says."""
+    return replace(shop, greeting=terms.greeting(shop.greeting))
 
 
 def open_app(settings: Settings, chosen: Chosen) -> App:

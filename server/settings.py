@@ -17,10 +17,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from backends.mini.shop import Language
 from server.effort import Effort
 from server.hours import Hours
 
 PREFIX = "KEFU_"
+# RFC 7518, 3.2: an HS256 key is no shorter than its hash.
+MIN_KEY_CHARS = 32
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,8 +42,29 @@ def _key_hash(value: str) -> str:
     return value
 
 
+def _site_id(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", value):
+        raise ValueError("a site or key is named in a-z, 0-9, _ and -")
+    return value
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9]\d{0,4})?", value):
+        raise ValueError("an origin is https://NAME or https://NAME:PORT in lower case: no path, no slash at the end, no *")
+    return value
+
+
+def _signing_key(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < MIN_KEY_CHARS:
+        raise ValueError(f"a key has {MIN_KEY_CHARS} characters or more")
+    return value
+
+
 Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 KeyHash = Annotated[str, BeforeValidator(_key_hash)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Name = Annotated[str, AfterValidator(_site_id)]
+SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
 
 
 class _Branch(BaseModel):
@@ -145,6 +169,20 @@ class DeskSettings(_Branch):
     notify_key: SecretStr = Field(SecretStr(""), description="Signs what is told there (HMAC-SHA256, x-kefu-signature).")
 
 
+class SiteSettings(_Branch):
+    """A web site that shows the widget."""
+
+    origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="Whose pages may show it, exactly; none means this server's own pages."
+    )
+    title: str = Field("", max_length=60, description="The name at the top of the chat; empty means the shop's.")
+    language: Language | None = Field(None, description="What the chat speaks where the page does not say; else the browser's language.")
+    accent: str = Field(
+        "#1c6b57", pattern="^#[0-9a-f]{6}$", description="The one colour; made darker or lighter until text in it is legible."
+    )
+    keys: dict[Name, SigningKey] = Field({}, description="What the site's server signs known customers with, by kid.")
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -163,6 +201,7 @@ class Settings(BaseSettings):
     models: ModelsSettings = ModelsSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     desk: DeskSettings = DeskSettings()
+    sites: dict[Name, SiteSettings] = Field({"demo": SiteSettings()}, description="Web sites that show the widget; see below.")
     data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")
     database_url: str = Field("", description="postgresql://user:password@host/name; without it a SQLite file in data_dir.", repr=False)
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged: never message content.")
@@ -191,6 +230,11 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         raise BadSettings(_sentence(error)) from None
     except (SettingsError, ValueError) as error:
         raise BadSettings(f"the settings cannot be read: {type(error).__name__}") from None
+    in_file = TomlConfigSettingsSource(Settings).toml_data.get("sites", {})
+    if named := next((name for name, site in in_file.items() if "keys" in site), None):
+        raise BadSettings(
+            f"sites.{named}.keys is a secret: set KEFU_SITES__{named.upper()}__KEYS__KID instead of writing it into kefu.toml"
+        )
     if settings.upstream.base_url and settings.engine.model:
         raise BadSettings("set engine.model or upstream.base_url, not both: an upstream brings its own model")
     if not is_loopback(settings.server.host) and not settings.server.api_keys:

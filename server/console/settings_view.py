@@ -40,6 +40,6 @@ def _walk(branch: BaseModel, prefix: str) -> Iterator[Shown]:
 def _words(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | dict):
         return ", ".join(value)
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from backends.mini.shop import Language
-from feedback.record import MUTE, Completion, Conversation, Message, Record, State, new_id
+from feedback.record import MUTE, Completion, Conversation, Message, NotFound, Record, Role, State, new_id, newest_branch
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.journal import Journal
 from server.desk.knowledge import DeskKnowledge, Reading
@@ -48,15 +48,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the customer is told, and how to say that nobody listens any more."""
+    """What the customer is told, how to say that nobody listens any more, and the completion that it takes the place of."""
 
     events: AsyncGenerator[Event, None]
     hang_up: Callable[[], None]
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A conversation as the desk knows it, stored and not yet stored."""
+    """A conversation as it is on the screen, stored and not yet stored."""
 
     conversation: Conversation
     messages: list[Message]
@@ -107,7 +108,7 @@ class Desk:
     async def current(self, visitor_id: str) -> History:
         """The visitor's newest conversation. Raises NotFound."""
         conversation = self._journal.current_conversation(visitor_id) or await self._record.current_conversation(visitor_id)
-        return History(conversation, await self.messages(conversation.id), conversation.id in self._places)
+        return History(conversation, newest_branch(await self.messages(conversation.id)), conversation.id in self._places)
 
     async def stop(self, visitor_id: str, conversation_id: str) -> None:
         """End the answer that is being given, if any; what was said is kept as `stopped`. Raises NotFound."""
@@ -123,23 +124,22 @@ class Desk:
         if place and place.turn:
             place.turn.answer_now()
 
-    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> Answer:
+    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str, replaces_id: str | None = None) -> Answer:
         """Keep a message and begin its answer; the same `client_message_id` again replays the kept answer.
 
+        With `replaces_id` it takes the place of that question, and what followed leaves the screen and the model's sight.
         Raises before anything happens: NotFound, AnswerInProgress, InvalidRequest; and, with the message kept so that it may be
         sent again, ContextTooLong, EngineBusy, EngineDown.
         """
-        await self.conversation(visitor_id, conversation_id)
-        while (silent := self._places.get(conversation_id)) and not silent.visitor_id:
-            await silent.is_free.wait()
-        place = self._take_place(visitor_id, conversation_id)
-        try:
+        async with self._place(visitor_id, conversation_id) as place:
             # Read while the place is held, so that nobody is given the conversation between this look and the answer.
             conversation = await self.conversation(visitor_id, conversation_id)
             said = await self.messages(conversation_id)
             asked = next((message for message in said if message.client_message_id == client_message_id), None)
             if asked is None:
-                asked = Message(new_id("msg"), "user", text, client_message_id)
+                if replaces_id:
+                    _find(_since_agent(newest_branch(said)), replaces_id, "user")
+                asked = Message(new_id("msg"), "user", text, client_message_id, replaces_id=replaces_id)
                 said.append(asked)
                 await self._journal.write(conversation, partial(self._record.add_message, conversation_id, asked), asked)
             elif asked.text != text:
@@ -148,12 +148,48 @@ class Desk:
                 return Answer(_replay(asked, answer), hang_up=lambda: None)
             if conversation.state in MUTE:
                 return Answer(_hold(asked, conversation.state), hang_up=lambda: None)
-            said = said[: said.index(asked) + 1]
-            place.turn = self._begin(conversation, asked, said, await self._read(conversation_id, conversation.language, said))
-            place.turn.on_end = lambda: self._leave_place(conversation_id)
-            if place.must_end:
-                place.turn.stop()
-            return Answer(_follow(asked, place.turn), place.turn.hang_up)
+            return await self._answer(place, conversation, said[: said.index(asked) + 1])
+
+    async def regenerate(self, visitor_id: str, conversation_id: str, message_id: str) -> Answer:
+        """Answer the last question once more, in place of the answer `message_id`; asked again, what took its place is replayed.
+
+        Raises NotFound, AnswerInProgress, InvalidRequest when it is not the last or a person answers; ContextTooLong, EngineBusy,
+        EngineDown.
+        """
+        async with self._place(visitor_id, conversation_id) as place:
+            conversation = await self.conversation(visitor_id, conversation_id)
+            said = await self.messages(conversation_id)
+            answer = _find(said, message_id, "assistant")
+            if later := next((message for message in said if message.replaces_id == message_id), None):
+                return Answer(_replay(_find(said, str(later.reply_to_id), "user"), later), hang_up=lambda: None)
+            branch = newest_branch(said)
+            if branch[-1] != answer or conversation.state != "bot":
+                raise InvalidRequest("only the bot's last answer can be made again", param="message_id", code="not_the_last")
+            return await self._answer(place, conversation, branch[:-1], answer)
+
+    async def _answer(self, place: _Place, conversation: Conversation, said: list[Message], old: Message | None = None) -> Answer:
+        """Begin to answer the last of `said`, in the place of `old`."""
+        asked, branch = said[-1], newest_branch(said)
+        if asked.replaces_id:
+            self._windows.pop(conversation.id, None)
+        reading = await self._read(conversation.id, conversation.language, branch)
+        place.turn = turn = self._begin(conversation, branch, reading, old.id if old else None)
+        turn.on_end = lambda: self._leave_place(conversation.id)
+        if place.must_end:
+            turn.stop()
+        edited = (message for message in reversed(said) if asked.replaces_id and message.reply_to_id == asked.replaces_id)
+        replaced = old or next(edited, None)
+        return Answer(_follow(asked, turn), turn.hang_up, replaced.completion_id if replaced else None)
+
+    @asynccontextmanager
+    async def _place(self, visitor_id: str, conversation_id: str) -> AsyncIterator[_Place]:
+        """This conversation's place, given up unless a turn took it. Raises NotFound, AnswerInProgress."""
+        await self.conversation(visitor_id, conversation_id)
+        while (silent := self._places.get(conversation_id)) and not silent.visitor_id:
+            await silent.is_free.wait()
+        place = self._take_place(visitor_id, conversation_id)
+        try:
+            yield place
         finally:
             if place.turn is None:
                 self._leave_place(conversation_id)
@@ -229,14 +265,14 @@ class Desk:
             return Reading(self._policies[language])
         return await self.knowledge.read(conversation_id, language, [message.text for message in said if message.role == "user"])
 
-    def _begin(self, conversation: Conversation, asked: Message, said: list[Message], reading: Reading) -> Turn:
-        policy = reading.policy
+    def _begin(self, conversation: Conversation, said: list[Message], reading: Reading, replaces_id: str | None) -> Turn:
+        policy, asked = reading.policy, said[-1]
         prompt = self._fit(conversation.id, policy, _turns(said))
         job = self._job(conversation.id, prompt)
         spec, stream = self._chat.spec, self._chat.open(job)
 
         async def keep(answer: Message, made: Completion | None, rejected: list[Completion]) -> Message:
-            kept = replace(answer, reply_to_id=asked.id)
+            kept = replace(answer, reply_to_id=asked.id, replaces_id=replaces_id)
             work = partial(self._record.add_message, conversation.id, kept, made, rejected, reading.seen)
             is_stored = await self._journal.write(conversation, work, kept)
             self.on_kept(conversation.id)
@@ -286,6 +322,19 @@ class Desk:
 
 async def _nothing(conversation: Conversation, asked: Message) -> None:
     return None
+
+
+def _find(said: list[Message], message_id: str, role: Role) -> Message:
+    for message in said:
+        if message.id == message_id and message.role == role:
+            return message
+    raise NotFound("no such message")
+
+
+def _since_agent(branch: list[Message]) -> list[Message]:
+    """What a customer may still put in other words: what a person answered stands."""
+    last = max((place for place, message in enumerate(branch) if message.role == "agent"), default=-1)
+    return branch[last + 1 :]
 
 
 async def _follow(asked: Message, turn: Turn) -> AsyncGenerator[Event, None]:

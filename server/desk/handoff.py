@@ -106,7 +106,7 @@ class Handoffs:
 
     # What customers do
 
-    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str) -> Answer:
+    async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str, replaces_id: str | None = None) -> Answer:
         """Desk.ask, unless a person is asked for or there; a resolved conversation is opened again. Raises ConversationClosed too."""
         state = (await self._desk.conversation(visitor_id, conversation_id)).state
         if state == "closed":
@@ -115,7 +115,7 @@ class Handoffs:
             await self._try(conversation_id, REOPENED)
         if state in ("bot", "resolved") and wants_person(text, await self._last_answer(conversation_id)):
             await self._request(conversation_id)
-        answer = await self._desk.ask(visitor_id, conversation_id, text, client_message_id)
+        answer = await self._desk.ask(visitor_id, conversation_id, text, client_message_id, replaces_id)
         self._bell.ring()
         return answer
 

@@ -1,5 +1,8 @@
-"""Visitors: a customer is whoever holds a token we signed; no id that a client sends is ever adopted."""
+"""Visitors: a customer is whoever holds a token we signed for this site; no id that a client sends is ever adopted."""
 
+import base64
+import hashlib
+import hmac
 import os
 import secrets
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from server.errors import Unauthorized
 TOKEN_LIFETIME_S = 30 * 60
 RENEWABLE_S = 30 * 24 * 3600
 PURPOSE = "kefu.desk.visitor"
+KNOWN = "cus_"
 
 
 class InvalidToken(Unauthorized):
@@ -33,37 +37,50 @@ class Visitors:
     """Issues and reads visitor tokens.
 
     The key file holds one key per line. The last one signs, every one verifies: add a line to rotate, delete a line to revoke.
-    The file is read again when it changes.
+    The file is read again when it changes. A site is "" for the chat page itself; a token for one site is none for another.
     """
 
     def __init__(self, key_file: Path) -> None:
         self._key_file = key_file
         self._read_at_ns = -1
         self._signer = URLSafeTimedSerializer("", salt=PURPOSE)
-        if not key_file.exists():
-            _write_new_key(key_file)
+        self._customer_key_file = key_file.with_name("customer.key")
+        for file in (key_file, self._customer_key_file):
+            if not file.exists():
+                _write_new_key(file)
 
-    def admit(self) -> VisitorPass:
+    def admit(self, site: str = "") -> VisitorPass:
         """A new visitor."""
-        return self._pass(new_id("vis"))
+        return self._pass(new_id("vis"), site)
 
-    def renew(self, token: str) -> VisitorPass:
-        """A fresh token for the same visitor, within 30 days of the last one. Raises InvalidToken."""
-        return self._pass(self._read(token, RENEWABLE_S))
+    def know(self, site: str, customer_id: str) -> VisitorPass:
+        """The visitor that this customer of the site always is. Of `customer_id` only a keyed hash is kept."""
+        key = self._customer_key_file.read_bytes()
+        digest = hmac.digest(key, f"{site}\0{customer_id}".encode(), hashlib.sha256)
+        return self._pass(KNOWN + base64.b32encode(digest).decode().lower()[:20], site)
 
-    def visitor_id(self, token: str) -> str:
+    def renew(self, token: str, site: str = "") -> VisitorPass:
+        """A fresh token for the same visitor, within 30 days of the last one; a known customer is named anew. Raises InvalidToken."""
+        visitor_id = self._read(token, site, RENEWABLE_S)
+        if visitor_id.startswith(KNOWN):
+            raise InvalidToken
+        return self._pass(visitor_id, site)
+
+    def visitor_id(self, token: str, site: str = "") -> str:
         """Who holds this token. Raises InvalidToken."""
-        return self._read(token, TOKEN_LIFETIME_S)
+        return self._read(token, site, TOKEN_LIFETIME_S)
 
-    def _pass(self, visitor_id: str) -> VisitorPass:
-        return VisitorPass(visitor_id, self._current_signer().dumps(visitor_id))
+    def _pass(self, visitor_id: str, site: str) -> VisitorPass:
+        return VisitorPass(visitor_id, self._current_signer().dumps(f"{visitor_id}@{site}" if site else visitor_id))
 
-    def _read(self, token: str, max_age_s: int) -> str:
+    def _read(self, token: str, site: str, max_age_s: int) -> str:
         try:
-            visitor_id = self._current_signer().loads(token, max_age=max_age_s)
+            visitor_id, _, signed_for = str(self._current_signer().loads(token, max_age=max_age_s)).partition("@")
         except (BadSignature, UnicodeError) as error:
             raise InvalidToken from error
-        return str(visitor_id)
+        if signed_for != site:
+            raise InvalidToken
+        return visitor_id
 
     def _current_signer(self) -> URLSafeTimedSerializer:
         changed_at_ns = self._key_file.stat().st_mtime_ns

@@ -1,21 +1,25 @@
 """The desk's API: what the chat page calls."""
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+import feedback.record
 from backends.mini.shop import Language, Shop
+from feedback.database import RecordUnavailable
 from feedback.record import Message
-from feedback.signals import Signals, Thumb
+from feedback.signals import Replacement, Signals, Thumb
 from server.body import body
+from server.desk.customers import Customers
 from server.desk.desk import Answer, Desk
 from server.desk.handoff import Handoffs
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
-from server.errors import error_object
+from server.errors import NotFound, error_object
 from server.limits import DailyLimit, InFlight, RateLimit, address_of
 from server.schema.desk import (
     ConversationReply,
@@ -27,8 +31,9 @@ from server.schema.desk import (
     SignalReply,
     SignalRequest,
     VisitorReply,
+    VisitorRequest,
 )
-from server.settings import DeskSettings
+from server.settings import DeskSettings, SiteSettings
 from server.sse import EventStream, sse_event
 
 # One address may be a household or an office: it gets what this many visitors get.
@@ -69,14 +74,24 @@ class DeskLimits:
         self._address_signals.take(address, self._clock())
 
 
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Who may come in: anonymous visitors, and the known customers of the sites."""
+
+    visitors: Visitors
+    customers: Customers
+    sites: Mapping[str, SiteSettings]
+
+
 def desk_router(
-    desk: Desk, handoffs: Handoffs, signals: Signals, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits
+    desk: Desk, handoffs: Handoffs, signals: Signals, welcome: Welcome, shops: Mapping[Language, Shop], limits: DeskLimits
 ) -> APIRouter:
     """Routes under /desk. Every call but the first two is made by a visitor, and sees only what is theirs."""
     router = APIRouter(prefix="/desk")
-    _add_public(router, visitors, shops, limits)
-    _add_conversations(router, desk, handoffs, visitors, limits)
-    _add_signals(router, signals, handoffs, visitors, limits)
+    _add_public(router, welcome, shops, limits)
+    _add_conversations(router, desk, welcome.visitors, limits)
+    _add_answers(router, desk, handoffs, signals, welcome.visitors, limits)
+    _add_signals(router, signals, handoffs, welcome.visitors, limits)
     return router
 
 
@@ -84,21 +99,25 @@ def require_visitor(visitors: Visitors) -> Callable[[Request], Awaitable[str]]:
     """The dependency of every route tagged `visitor`; its value is the visitor's id. Raises InvalidToken."""
 
     async def visitor_id(request: Request) -> str:
-        return visitors.visitor_id(_token(request))
+        return visitors.visitor_id(_token(request), _site(request))
 
     return visitor_id
 
 
-def _add_public(router: APIRouter, visitors: Visitors, shops: Mapping[Language, Shop], limits: DeskLimits) -> None:
-    @router.post("/visitors", tags=["public"], status_code=201, dependencies=[Depends(body(EmptyRequest))])
-    async def admit(request: Request, response: Response) -> VisitorReply:
-        """A visitor: the same one again when the token can still be renewed (200), else a new one (201)."""
+def _add_public(router: APIRouter, welcome: Welcome, shops: Mapping[Language, Shop], limits: DeskLimits) -> None:
+    @router.post("/visitors", tags=["public"], status_code=201)
+    async def admit(request: Request, response: Response, sent: Annotated[VisitorRequest, Depends(body(VisitorRequest))]) -> VisitorReply:
+        """A visitor: a known customer of the site; the same one again when the token can still be renewed (200); else a new one."""
+        site = _site(request)
+        if site and site not in welcome.sites:
+            raise NotFound("there is no such site")
         try:
-            admitted: VisitorPass = visitors.renew(_token(request))
+            admitted: VisitorPass = welcome.visitors.renew("" if sent.customer else _token(request), site)
             response.status_code = 200
         except InvalidToken:
             limits.admit(address_of(request))
-            admitted = visitors.admit()
+            known = welcome.customers.customer_id(site, sent.customer) if sent.customer else None
+            admitted = welcome.visitors.know(site, known) if known else welcome.visitors.admit(site)
         return VisitorReply.model_validate(admitted)
 
     @router.get("/shop", tags=["public"])
@@ -106,7 +125,7 @@ def _add_public(router: APIRouter, visitors: Visitors, shops: Mapping[Language, 
         return ShopReply.model_validate(shops[language])
 
 
-def _add_conversations(router: APIRouter, desk: Desk, handoffs: Handoffs, visitors: Visitors, limits: DeskLimits) -> None:
+def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits: DeskLimits) -> None:
     visitor = Annotated[str, Depends(require_visitor(visitors))]
 
     @router.post("/conversations", tags=["visitor"], status_code=201)
@@ -131,18 +150,6 @@ def _add_conversations(router: APIRouter, desk: Desk, handoffs: Handoffs, visito
             seq=max((message.seq for message in history.messages), default=0),
         )
 
-    @router.post("/conversations/{conversation_id}/messages", tags=["visitor"])
-    async def ask(
-        conversation_id: str, request: Request, visitor_id: visitor, sent: Annotated[MessageRequest, Depends(body(MessageRequest))]
-    ) -> Response:
-        """The answer as server-sent events; see `_frame` for what they carry."""
-        address = address_of(request)
-        limits.send(visitor_id, address)
-        with ExitStack() as held:
-            held.enter_context(limits.answers.held(address))
-            answer = await handoffs.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id))
-            return _stream(answer, held.pop_all())
-
     @router.post("/conversations/{conversation_id}/stop", tags=["visitor"], status_code=202, dependencies=[Depends(body(EmptyRequest))])
     async def stop(conversation_id: str, visitor_id: visitor) -> dict[str, str]:
         await desk.stop(visitor_id, conversation_id)
@@ -154,6 +161,42 @@ def _add_conversations(router: APIRouter, desk: Desk, handoffs: Handoffs, visito
     async def answer_now(conversation_id: str, visitor_id: visitor) -> dict[str, str]:
         await desk.answer_now(visitor_id, conversation_id)
         return {}
+
+
+def _add_answers(router: APIRouter, desk: Desk, handoffs: Handoffs, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
+    """Answers come as server-sent events; see `_frame` for what they carry."""
+    visitor = Annotated[str, Depends(require_visitor(visitors))]
+    messages = "/conversations/{conversation_id}/messages"
+
+    @router.post(messages, tags=["visitor"])
+    async def ask(
+        conversation_id: str, request: Request, visitor_id: visitor, sent: Annotated[MessageRequest, Depends(body(MessageRequest))]
+    ) -> Response:
+        with admitted(request, visitor_id) as held:
+            answer = await handoffs.ask(visitor_id, conversation_id, sent.text, str(sent.client_message_id), sent.replaces)
+            await note(visitor_id, answer, "edit")
+            return _stream(answer, held.pop_all())
+
+    @router.post(messages + "/{message_id}/regenerate", tags=["visitor"], dependencies=[Depends(body(EmptyRequest))])
+    async def regenerate(conversation_id: str, message_id: str, request: Request, visitor_id: visitor) -> Response:
+        with admitted(request, visitor_id) as held:
+            answer = await desk.regenerate(visitor_id, conversation_id, message_id)
+            await note(visitor_id, answer, "regenerate")
+            return _stream(answer, held.pop_all())
+
+    @contextmanager
+    def admitted(request: Request, visitor_id: str) -> Iterator[ExitStack]:
+        address = address_of(request)
+        limits.send(visitor_id, address)
+        with ExitStack() as held:
+            held.enter_context(limits.answers.held(address))
+            yield held
+
+    async def note(visitor_id: str, answer: Answer, kind: Replacement) -> None:
+        # An answer does not wait for the record; what it cannot take now is one signal less.
+        with suppress(RecordUnavailable, feedback.record.NotFound):
+            if answer.replaces:
+                await signals.replaced(visitor_id, answer.replaces, kind)
 
 
 def _add_signals(router: APIRouter, signals: Signals, handoffs: Handoffs, visitors: Visitors, limits: DeskLimits) -> None:
@@ -175,6 +218,11 @@ def _add_signals(router: APIRouter, signals: Signals, handoffs: Handoffs, visito
 def _token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _site(request: Request) -> str:
+    """The site whose page this is, "" for our own; a token is good for one only."""
+    return request.headers.get("x-kefu-site", "")
 
 
 def _stream(answer: Answer, held: ExitStack) -> EventStream:

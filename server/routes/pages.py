@@ -9,15 +9,18 @@ from server.errors import NotFound
 from server.language import choose_language
 from web import LANGUAGES, TEMPLATES, Assets, load_assets, load_strings
 
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-src {frames}; frame-ancestors {ancestors}; require-trusted-types-for 'script'; trusted-types 'none'"
+)
 PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    ),
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY.format(frames="'none'", ancestors="'none'"),
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=(), clipboard-write=(self)",
     "Cache-Control": "no-cache",
     "Vary": "Accept-Language",
 }
+HTML = "text/html; charset=utf-8"
+NO_SITE = {"id": "", "origins": [], "title": ""}
 IMMUTABLE = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 
@@ -25,37 +28,48 @@ def pages_router() -> APIRouter:
     """Serve `/` in the reader's language, and `/static/{version}/...` from memory; no path reaches the file system."""
     router = APIRouter()
     assets = load_assets()
-    pages = _render_all(assets)
+    pages = Pages(assets)
 
     @router.get("/", tags=["public"], include_in_schema=False)
     def chat(request: Request) -> Response:
-        language = choose_language(request.query_params.get("lang"), request.headers.get("accept-language", ""))
-        return _respond(request, pages[language], "text/html; charset=utf-8", PAGE_HEADERS)
+        page = pages.render("chat.html", pages.language(request), site=NO_SITE)
+        return respond(request, page, HTML, PAGE_HEADERS)
 
     @router.get("/static/{version}/{name:path}", tags=["public"], include_in_schema=False)
     def static(request: Request, version: str, name: str) -> Response:
         file = assets.files.get(name) if version == assets.version else None
         if file is None:
             raise NotFound("no such file")
-        return _respond(request, file.content, file.media_type, IMMUTABLE)
+        return respond(request, file.content, file.media_type, IMMUTABLE)
 
     return router
 
 
-def _render_all(assets: Assets) -> dict[str, bytes]:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.get_template("chat.html")
-    strings = load_strings()
-    words = {language: {key: each for key, each in strings[language].items() if not key.startswith("console_")} for language in LANGUAGES}
-    pages = {}
-    for language in LANGUAGES:
-        other = next(each for each in LANGUAGES if each != language)
-        values = {"t": words[language], "language": language, "static": f"/static/{assets.version}"}
-        pages[language] = template.render(**values, other={"language": other, **strings[other]}).encode()
-    return pages
+class Pages:
+    """The templates, in every language."""
+
+    def __init__(self, assets: Assets) -> None:
+        environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        self._get_template = environment.get_template
+        self._words = {
+            language: {key: said for key, said in strings.items() if not key.startswith("console_")}
+            for language, strings in load_strings().items()
+        }
+        self._static = f"/static/{assets.version}"
+
+    def language(self, request: Request, default: str | None = None) -> str:
+        """The language asked for, else `default`, else one that the browser accepts."""
+        return choose_language(request.query_params.get("lang") or default, request.headers.get("accept-language", ""))
+
+    def render(self, template: str, language: str, **values: object) -> bytes:
+        """A whole page. Templates see the words of `language` as `t`, and where the page's files are as `static`."""
+        others = [{"language": each, **self._words[each]} for each in LANGUAGES if each != language]
+        known = {"t": self._words[language], "language": language, "others": others, "static": self._static}
+        return self._get_template(template).render(**known, **values).encode()
 
 
-def _respond(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:
+def respond(request: Request, content: bytes, media_type: str, headers: dict[str, str]) -> Response:
+    """What was made or read, or 304 where the browser has it already."""
     etag = f'"{sha256(content).hexdigest()[:20]}"'
     sent = {**headers, "ETag": etag}
     if etag in request.headers.get("if-none-match", ""):

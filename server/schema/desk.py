@@ -38,6 +38,12 @@ class EmptyRequest(Request):
     """`{}`"""
 
 
+class VisitorRequest(Request):
+    """`customer` is the JWT of a known customer."""
+
+    customer: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+
 class ConversationRequest(Request):
     language: Language
 
@@ -45,6 +51,7 @@ class ConversationRequest(Request):
 class MessageRequest(Request):
     text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(not_blank)]
     client_message_id: UUID
+    replaces: Annotated[str, Field(max_length=40)] | None = None
 
 
 class SignalRequest(Request):

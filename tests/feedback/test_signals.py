@@ -51,6 +51,25 @@ async def test_only_who_received_the_answer_can_vote(record: Record, signals: Si
     assert await ledger(database) == []
 
 
+@pytest.mark.parametrize(("age_ms", "reason"), [(0, "too_early"), (2_000, None), (DAY_MS + 1, "too_late")])
+async def test_a_replaced_answer_is_noted_once_and_costs_no_vote(
+    record: Record, signals: Signals, clock: Clock, database: Database, age_ms: int, reason: str | None
+) -> None:
+    completion_id = await answered(record, at_ms=clock.ms)
+    clock.ms += age_ms
+    for _ in range(2):
+        await signals.replaced("vis_a", completion_id, "regenerate")
+    weight = 0.0 if reason else 1.0
+    assert await ledger(database) == [(-1, weight, reason, False)]
+    with pytest.raises(NotFound):
+        await signals.replaced("vis_b", completion_id, "edit")
+    await signals.replaced("vis_a", completion_id, "edit")
+    await signals.vote("vis_a", thumb(completion_id, 1, "key"))
+    assert await ledger(database) == [(-1, weight, reason, False)] * 2 + [(1, weight, reason, False)]
+    conversation = await record.current_conversation("vis_a")
+    assert (await record.messages(conversation.id))[-1].thumb == 1
+
+
 async def test_two_visitors_may_use_the_same_key(record: Record, signals: Signals, clock: Clock) -> None:
     mine, theirs = await answered(record, "vis_a"), await answered(record, "vis_b")
     clock.ms += 2_000

@@ -7,6 +7,17 @@ import pytest
 from server.settings import PREFIX, BadSettings, is_loopback, load_settings
 
 HASH = "a" * 64
+KEY = "a-key-of-the-shop-that-nobody-sees"
+BAD_ORIGINS = (
+    "*",
+    "https://*.shop.example",
+    "https://shop.example/",
+    "shop.example",
+    "https://Shop.example",
+    "https://a b",
+    "null",
+    "'self'",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +107,41 @@ def test_every_setting_says_what_it_is() -> None:
     settings = load_settings()
     for branch in (settings.server, settings.engine, settings.desk):
         assert all(field.description for field in type(branch).model_fields.values())
+
+
+def test_a_site_is_named_in_the_file_and_its_keys_in_the_environment(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().sites["demo"].origins == ()
+    (clean / "kefu.toml").write_text('[sites.shop]\norigins = ["https://shop.example", "http://localhost:8080"]\nlanguage = "zh"\n')
+    monkeypatch.setenv("KEFU_SITES__SHOP__KEYS__2026A", KEY)
+    monkeypatch.setenv("KEFU_SITES__SHOP__KEYS__2026B", "1" * 40)
+    settings = load_settings()
+    assert list(settings.sites) == ["shop"]
+    shop = settings.sites["shop"]
+    assert (shop.origins, shop.language) == (("https://shop.example", "http://localhost:8080"), "zh")
+    assert {kid: key.get_secret_value() for kid, key in shop.keys.items()} == {"2026a": KEY, "2026b": "1" * 40}
+    assert KEY not in f"{settings!r} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        *((f'origins = ["{origin}"]', "sites.shop.origins") for origin in BAD_ORIGINS),
+        ('accent = "green"', "sites.shop.accent"),
+        ('language = "fr"', "sites.shop.language"),
+        ('origin = "https://shop.example"', "sites.shop.origin"),
+        (f'[sites.shop.keys]\nk1 = "{KEY}"', "KEFU_SITES__SHOP__KEYS__KID"),
+        ('[sites."no/such"]', "a-z"),
+    ],
+)
+def test_a_mistake_in_a_site_is_one_sentence(clean: Path, line: str, said: str) -> None:
+    (clean / "kefu.toml").write_text(f"[sites.shop]\n{line}\n")
+    with pytest.raises(BadSettings) as caught:
+        load_settings()
+    assert said in str(caught.value) and KEY not in str(caught.value)
+
+
+def test_a_short_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEFU_SITES__SHOP__KEYS__K1", "secret")
+    with pytest.raises(BadSettings, match="32 characters") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)

@@ -33,10 +33,10 @@ def chromium() -> Iterator[Browser]:
 class Watch:
     """What went wrong in a page without anybody asking: console errors, CSP violations, uncaught errors, foreign requests."""
 
-    def __init__(self, context: BrowserContext, base_url: str) -> None:
+    def __init__(self, context: BrowserContext, *own_urls: str) -> None:
         self.complaints: list[str] = []
         self.urls: list[str] = []
-        self._host = urlsplit(base_url).netloc
+        self._hosts = {urlsplit(url).netloc for url in own_urls}
         context.on("console", lambda message: self._console(message.type, message.text))
         context.on("weberror", lambda error: self.complaints.append(f"uncaught: {error.error}"))
         context.on("request", lambda request: self._request(request.url))
@@ -48,16 +48,16 @@ class Watch:
 
     def _request(self, url: str) -> None:
         self.urls.append(url)
-        if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != self._host:
+        if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc not in self._hosts:
             self.complaints.append(f"foreign request: {url}")
 
 
 @contextmanager
-def visit(browser: Browser, url: str, *, expect_quiet: bool = True, **options: object) -> Iterator[Page]:
-    """A fresh visitor's page; afterwards nothing may have gone wrong behind its back."""
+def visit(browser: Browser, url: str, *others: str, expect_quiet: bool = True, **options: object) -> Iterator[Page]:
+    """A fresh visitor's page; afterwards nothing may have gone wrong behind its back. Only it and `others` may be asked for anything."""
     context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 800}, **options})  # type: ignore[arg-type]
     context.set_default_timeout(10_000)
-    watch = Watch(context, url)
+    watch = Watch(context, url, *others)
     page = context.new_page()
     page.goto(url)
     yield page

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.web.browser import chromium, visit
+from tests.web.host_page import Place, places
 from tests.web.scripted_desk import Desk, create_app, serving
 
 
@@ -26,6 +27,19 @@ def the_desk() -> Iterator[tuple[Desk, str]]:
 def desk(the_desk: tuple[Desk, str]) -> Desk:
     the_desk[0].reset()
     return the_desk[0]
+
+
+@pytest.fixture(scope="module")
+def the_place() -> Iterator[Place]:
+    with places() as place:
+        yield place
+
+
+@pytest.fixture
+def place(the_place: Place) -> Place:
+    the_place.desk.reset()
+    the_place.host.head = the_place.host.script = ""
+    return the_place
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from backends.mini.shop import load_shop
 from server.errors import NotFound, error_object
 from server.routes.pages import pages_router
+from server.routes.widget import widget_router
+from server.settings import Settings, SiteSettings
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Desk:
     messages: list[dict[str, object]] = field(default_factory=list)
     signals: list[dict[str, object]] = field(default_factory=list)
     asked: list[dict[str, str]] = field(default_factory=list)
+    regenerated: list[str] = field(default_factory=list)
+    admitted: list[tuple[str | None, dict[str, str]]] = field(default_factory=list)  # site and body of each
     language: str = "en"
     num_conversations: int = 0
     num_visitors: int = 0
@@ -69,6 +73,12 @@ class Desk:
         self.messages.append(message)
         return message
 
+    def cut(self, message_id: str | None) -> None:
+        """Forget this message and what followed it."""
+        ids = [message["message_id"] for message in self.messages]
+        if message_id in ids:
+            del self.messages[ids.index(message_id) :]
+
     def answer(self, text: str, status: str, finish_reason: str) -> dict[str, object]:
         cited = [
             {"number": number, "passage_id": passage.id, "title": passage.title, "text": passage.text}
@@ -88,7 +98,7 @@ def sse(name: str, data: object) -> bytes:
 async def play(desk: Desk) -> AsyncIterator[bytes]:
     scene = desk.scene
     said = ""
-    yield sse("accepted", {"message_id": "msg_x"})
+    yield sse("accepted", {"message_id": desk.messages[-1]["message_id"]})
     for seconds, state in scene.waits:
         yield sse("state", state)
         for _ in range(int(seconds * 20)):
@@ -113,9 +123,10 @@ async def play(desk: Desk) -> AsyncIterator[bytes]:
         yield sse("done", {"message": desk.answer(said, status, scene.finish_reason)})
 
 
-def create_app(desk: Desk) -> FastAPI:
+def create_app(desk: Desk, sites: dict[str, SiteSettings] | None = None) -> FastAPI:
     app = FastAPI()
     app.include_router(pages_router())
+    app.include_router(widget_router(sites or Settings().sites))
     app.include_router(_public_routes(desk))
     app.include_router(_conversation_routes(desk))
 
@@ -137,8 +148,9 @@ def _public_routes(desk: Desk) -> APIRouter:
     router = APIRouter(prefix="/desk")
 
     @router.post("/visitors", status_code=201)
-    async def visitors() -> dict[str, object]:
+    async def visitors(request: Request) -> dict[str, object]:
         desk.num_visitors += 1
+        desk.admitted.append((request.headers.get("x-kefu-site"), await request.json()))
         return {"visitor_id": "v", "token": f"token-{desk.num_visitors}", "expires_in_s": 1800}
 
     @router.get("/shop")
@@ -175,9 +187,17 @@ def _conversation_routes(desk: Desk) -> APIRouter:
         conversation_id = f"conv_{desk.num_conversations}"
         return {"conversation_id": conversation_id, "language": desk.language, "messages": desk.messages, "answering": desk.answering}
 
+    @router.post("/{conversation_id}/messages/{message_id}/regenerate")
+    async def regenerate(conversation_id: str, message_id: str) -> StreamingResponse:
+        desk.cut(message_id)
+        desk.regenerated.append(message_id)
+        desk.answering, desk.stopped, desk.hurried = True, False, False
+        return StreamingResponse(play(desk), media_type="text/event-stream")
+
     @router.post("/{conversation_id}/messages")
     async def messages(conversation_id: str, request: Request) -> StreamingResponse:
         asked = await request.json()
+        desk.cut(asked.get("replaces"))
         if asked["client_message_id"] not in [each["client_message_id"] for each in desk.asked]:
             desk.store("user", asked["text"])
         desk.asked.append(asked)

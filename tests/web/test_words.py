@@ -1,5 +1,6 @@
 """Every word on screen comes from web/i18n, in each language."""
 
+import json
 import re
 
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ SCRIPTS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / 
 PAGE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.rglob("*.html")))
 # Words that code or a loop in a template puts together, by what stands before the part that varies.
 PREFIXES = ("console_role_", "console_key_", "console_filter_", "console_refused_", "console_status_", "console_problem_", "console_inbox_")
+DEMO = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "i18n" / "demo").glob("*.json")}
 
 
 def holes(text: str) -> set[str]:
@@ -29,13 +31,27 @@ def test_the_languages_say_the_same_things() -> None:
 
 def test_chinese_is_chinese() -> None:
     for key, words in STRINGS["zh"].items():
-        assert key in ("html_lang", "counter") or re.search(r"[\u4e00-\u9fff]", words), key
+        assert key in ("html_lang", "shop_language", "counter") or re.search(r"[\u4e00-\u9fff]", words), key
     for key, words in STRINGS["en"].items():
         assert not re.search(r"[\u3000-\u9fff\uff00-\uffef]", words), key
 
 
+def test_the_demonstration_says_the_same_in_both() -> None:
+    assert sorted(DEMO) == ["en", "zh"] and list(DEMO["en"]) == list(DEMO["zh"])
+    assert all(words.strip() for language in DEMO.values() for words in language.values())
+    page = (TEMPLATES / "demo.html").read_text(encoding="utf-8")
+    goods = re.findall(r'\("(\w+)",', page)
+    named = set(re.findall(r"\bd\.(\w+)", page)) | {f"{each}{end}" for each in goods for end in ("", "_note", "_price")}
+    named |= {f"{each}{end}" for each in ("shipping", "returns", "hours") for end in ("", "_text")}
+    assert named == set(DEMO["en"])
+
+
 def used() -> set[str]:
-    named = set(re.findall(r"\b(?:t|other)\.(\w+)", PAGE)) | set(re.findall(r'"([a-z_]+)"', SCRIPTS))
+    named = (
+        set(re.findall(r"\b(?:t|other)\.(\w+)", PAGE))
+        | set(re.findall(r'"([a-z_]+)"', SCRIPTS))
+        | set(re.findall(r"\b(widget_\w+)", SCRIPTS))
+    )
     problems = re.findall(r'DeskError\(.*?"(\w+)"', SCRIPTS) + re.findall(r'"(offline|unreachable)"', SCRIPTS)
     problems += re.findall(r': "(\w+)"', SCRIPTS[SCRIPTS.index("PROBLEM_BY_CODE") : SCRIPTS.index("const problemOf")])
     tags = re.findall(r'"(\w+)"', re.search(r"const TAGS = \{.*\};", SCRIPTS)[0])  # type: ignore[index]
@@ -52,7 +68,7 @@ def test_no_word_is_missing_and_none_is_left_over() -> None:
 
 
 def test_markup_holds_no_words_of_its_own() -> None:
-    text = re.sub(r"{%.*?%}|{{.*?}}|<script.*?</script>|<code.*?</code>|<[^>]*>", " ", PAGE, flags=re.DOTALL)
+    text = re.sub(r"{%.*?%}|<code.*?</code>|<pre>.*?</pre>|{{.*?}}|<script.*?</script>|<[^>]*>", " ", PAGE, flags=re.DOTALL)
     assert set(re.findall(r"\w+", text)) <= {"kefu"}
     assert not re.search(r'(?:aria-label|title|placeholder)="[^"{]', PAGE)
 

@@ -11,6 +11,7 @@ from itsdangerous import URLSafeSerializer, URLSafeTimedSerializer
 from server.desk.visitors import PURPOSE, RENEWABLE_S, TOKEN_LIFETIME_S, InvalidToken, Visitors
 
 NOW_S = 1_800_000_000
+OTHERS = (("shop", "4712"), ("other", "4711"), ("sho", "p\x004711"))
 
 
 @pytest.fixture
@@ -92,6 +93,26 @@ def test_forged_and_foreign_tokens_are_refused(key_file: Path, tmp_path: Path) -
         for read in (visitors.visitor_id, visitors.renew):
             with pytest.raises(InvalidToken):
                 read(each)
+
+
+def test_a_token_is_for_one_site_only(key_file: Path) -> None:
+    visitors = Visitors(key_file)
+    tokens = {site: visitors.admit(site).token for site in ("", "shop", "other")}
+    for site, token in tokens.items():
+        assert visitors.renew(token, site).visitor_id == visitors.visitor_id(token, site)
+        for wrong in {*tokens, "nowhere", "shop@"} - {site}:
+            for read in (visitors.visitor_id, visitors.renew):
+                with pytest.raises(InvalidToken):
+                    read(token, wrong)
+
+
+def test_a_known_customer_is_always_the_same_visitor_and_named_anew_each_time(key_file: Path) -> None:
+    known = Visitors(key_file).know("shop", "4711")
+    again = Visitors(key_file)
+    assert again.know("shop", "4711").visitor_id == known.visitor_id == again.visitor_id(known.token, "shop")
+    assert "4711" not in known.visitor_id and len({known.visitor_id, *(again.know(*who).visitor_id for who in OTHERS)}) == 4
+    with pytest.raises(InvalidToken):
+        again.renew(known.token, "shop")
 
 
 def test_an_added_key_signs_and_a_deleted_one_stops_counting_at_once(key_file: Path) -> None:

@@ -15,9 +15,10 @@ from feedback.database import Database
 from feedback.inbox import Move
 from feedback.record import Message, new_id
 from feedback.signals import Signals
+from server.desk.customers import Customers
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
-from server.routes.desk import DeskLimits, desk_router
+from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
 from server.settings import DeskSettings
 from tests.server.conftest import serving
@@ -40,7 +41,7 @@ def app(house: House, database: Database, tmp_path: Path) -> FastAPI:
     visitors, limits, signals = Visitors(tmp_path / "visitor.key"), DeskLimits(DeskSettings()), Signals(database)
     app = FastAPI()
     install_handlers(app)
-    app.include_router(desk_router(house.desk, house.handoffs, signals, visitors, SHOPS, limits))
+    app.include_router(desk_router(house.desk, house.handoffs, signals, Welcome(visitors, Customers({}), {}), SHOPS, limits))
     app.include_router(handoff_router(house.handoffs, signals, visitors, limits))
     return app
 

@@ -16,9 +16,12 @@ export class Answer {
   #frame = 0;
   #clock = 0;
   #panel;
+  #onAgain;
 
-  constructor(panel) {
+  // `onAgain(message)` is called when the customer wants another answer in the place of this one.
+  constructor(panel, onAgain) {
     this.#panel = panel;
+    this.#onAgain = onAgain;
     this.#view = new MarkdownView(part(this.node, "text"), (number) => this.#cite(number));
   }
 
@@ -61,6 +64,7 @@ export class Answer {
     const plain = this.#plainText();
     part(this.node, "text").hidden = !message.text.trim();
     new Feedback(part(this.node, "actions"), message, desk, plain);
+    part(this.node, "again").addEventListener("click", () => this.#onAgain(message));
     return plain;
   }
 

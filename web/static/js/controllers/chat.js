@@ -2,24 +2,28 @@
 
 import { clone, part, uuid } from "../helpers/dom.js";
 import { SafeStorage } from "../helpers/storage.js";
+import { site } from "../helpers/site.js";
 import { language, say } from "../helpers/strings.js";
 import { Desk, DeskError } from "../models/desk.js";
 import { Answer } from "./answer.js";
 import { Composer } from "./composer.js";
+import { Editing } from "./editing.js";
+import { Host } from "./host.js";
+import { Notices } from "./notices.js";
 import { PassagePanel } from "./passage.js";
 import { Person } from "./person.js";
 import { Scroller } from "./scroller.js";
-
-const POLL_MS = 1500;
+import { Welcome } from "./welcome.js";
 
 class Chat {
-  #desk = new Desk(new SafeStorage(() => localStorage));
+  #desk = new Desk(new SafeStorage(() => localStorage, site.id), site.id);
+  #host = new Host(() => this.#composer.focus());
   #list = document.getElementById("messages");
-  #welcome = document.getElementById("welcome");
-  #notice = document.getElementById("notice");
-  #announcer = document.getElementById("announcer");
+  #welcome = new Welcome(document.getElementById("welcome"), (text) => this.#send(text));
+  #notices = new Notices(document.getElementById("notice"), document.getElementById("announcer"));
   #startOverButton = document.getElementById("start-over");
   #composer;
+  #editing;
   #panel;
   #scroller;
   #person;
@@ -28,40 +32,33 @@ class Chat {
 
   constructor() {
     const form = document.getElementById("composer");
-    const drafts = new SafeStorage(() => sessionStorage);
-    this.#composer = new Composer(form, drafts, { onSend: (text) => this.#send(text), onStop: () => this.#stop() });
+    const drafts = new SafeStorage(() => sessionStorage, site.id);
+    this.#composer = new Composer(form, drafts, {
+      onSend: (text) => this.#send(text),
+      onStop: () => this.#stop(),
+      onFiles: () => this.#notices.show(say("no_files")),
+    });
+    this.#editing = new Editing(document.getElementById("editing"), this.#list, this.#composer);
     this.#panel = new PassagePanel(document.getElementById("passage"), part(form, "input"));
     this.#scroller = new Scroller(document.getElementById("scroller"), this.#list.parentElement, document.getElementById("jump"));
-    const [conversation, announce, orNotice] = [() => this.#conversation(), (text) => this.#announce(text), (step) => this.#orNotice(step)];
-    this.#person = new Person(this.#desk, this.#list, { conversation, announce, orNotice });
+    this.#person = new Person(this.#desk, this.#list, {
+      conversation: () => this.#conversation(),
+      announce: (text) => this.#hear(text),
+      orNotice: (step) => this.#notices.orShow(step),
+    });
     this.#startOverButton.addEventListener("click", () => this.#startOver());
-    document.addEventListener("keydown", (event) => this.#escape(event));
-    addEventListener("offline", () => this.#notify(say("problem_offline")));
-    addEventListener("online", () => this.#notify(""));
+    document.getElementById("close")?.addEventListener("click", () => this.#host.tell("close"));
+    document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.#escape());
+    addEventListener("offline", () => this.#notices.show(say("problem_offline")));
+    addEventListener("online", () => this.#notices.show(""));
   }
 
   async start() {
-    this.#notify(navigator.onLine ? "" : say("problem_offline"));
-    this.#composer.focus();
-    await Promise.all([this.#orNotice(this.#greet()), this.#orNotice(this.#resume())]);
-  }
-
-  async #greet() {
-    const shop = await this.#desk.shop(language);
-    document.getElementById("shop-name").textContent = shop.name;
-    document.title = `${shop.name} · ${document.title}`;
-    part(this.#welcome, "greeting").textContent = shop.greeting;
-    part(this.#welcome, "suggestions").replaceChildren(...shop.suggestions.slice(0, 4).map((text) => this.#suggestion(text)));
-  }
-
-  #suggestion(text) {
-    const node = clone("suggestion");
-    part(node, "button").textContent = text;
-    part(node, "button").addEventListener("click", () => {
-      this.#send(text);
-      this.#composer.focus();
-    });
-    return node;
+    this.#notices.show(navigator.onLine ? "" : say("problem_offline"));
+    if (parent === window) this.#composer.focus();
+    const greeted = this.#notices.orShow(this.#welcome.greet(this.#desk));
+    if (await this.#host.meet(site.origins)) await this.#notices.orShow(this.#desk.know(() => this.#host.identify()));
+    await Promise.all([greeted, this.#notices.orShow(this.#resume())]);
   }
 
   async #resume() {
@@ -71,7 +68,10 @@ class Chat {
     conversation.messages.forEach((message) => this.#draw(message));
     this.#person.follow(conversation.conversation_id, conversation.seq);
     const answered = conversation.answering ? await this.#untilAnswered(conversation) : conversation;
-    answered.messages.slice(conversation.messages.length).forEach((message) => this.#announce(this.#draw(message)));
+    if (answered !== conversation) {
+      this.#list.replaceChildren();
+      this.#hear(answered.messages.map((message) => this.#draw(message)).at(-1));
+    }
     const last = answered.messages.at(-1);
     const asked = answered.messages.findLast(({ role }) => role === "user")?.text;
     if (asked === this.#composer.text.trim()) this.#composer.fill("");
@@ -81,15 +81,10 @@ class Chat {
 
   // An answer that began before a reload, or in another tab, is fetched whole when it is there.
   async #untilAnswered(conversation) {
-    const waiting = this.#place(new Answer(this.#panel));
+    const waiting = this.#answer();
     this.#setAnswering(true);
     try {
-      let now = conversation;
-      while (now.answering) {
-        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-        now = (await this.#desk.current()) ?? { ...conversation, answering: false };
-      }
-      return now;
+      return await this.#desk.answered(conversation);
     } finally {
       waiting.node.remove();
       this.#setAnswering(false);
@@ -100,20 +95,24 @@ class Chat {
   #draw(message) {
     this.#setStarted(true);
     if (message.role === "agent") return this.#person.draw(message);
-    if (message.role === "assistant") return this.#place(new Answer(this.#panel)).finish(message, this.#desk);
+    if (message.role === "assistant") return this.#answer().finish(message, this.#desk);
     const node = clone("question");
     part(node, "text").textContent = message.text;
+    node.dataset.messageId = message.message_id ?? "";
+    part(node, "edit").addEventListener("click", () => this.#isAnswering || this.#editing.begin(node));
     this.#list.append(node);
     return "";
   }
 
-  #place(answer) {
-    this.#list.append(answer.node);
+  // At the end, or in the place of another.
+  #answer(old) {
+    const answer = new Answer(this.#panel, (message) => this.#regenerate(message, answer));
+    old ? old.node.replaceWith(answer.node) : this.#list.append(answer.node);
     return answer;
   }
 
   #offerAgain(text) {
-    const answer = this.#place(new Answer(this.#panel));
+    const answer = this.#answer();
     answer.fail(say("problem_cut"), say("try_again"), () => {
       answer.node.remove();
       this.#send(text);
@@ -123,11 +122,21 @@ class Chat {
   async #send(text) {
     if (this.#isAnswering) return;
     this.#list.querySelectorAll(".problem button").forEach((button) => button.remove());
+    const replaces = this.#editing.finish();
     this.#draw({ role: "user", text });
     if (text === this.#composer.text.trim()) this.#composer.clear();
+    this.#notices.show("");
+    this.#composer.focus();
     this.#scroller.toLatest();
-    const kept = await this.#turn({ text, client_message_id: uuid() }, this.#place(new Answer(this.#panel)));
+    const kept = await this.#turn({ text, client_message_id: uuid(), replaces }, this.#answer());
     if (kept?.status === "interrupted") this.#offerAgain(text);
+  }
+
+  async #regenerate({ message_id: regenerates }, old) {
+    if (this.#isAnswering) return;
+    this.#panel.close();
+    this.#composer.focus();
+    await this.#turn({ regenerates }, this.#answer(old));
   }
 
   // The same client_message_id again: an answer that the server has already is shown, not made twice. If all it has is
@@ -136,7 +145,7 @@ class Chat {
     this.#composer.focus();
     answer.restart();
     const kept = await this.#turn(message, answer);
-    if (kept?.status === "interrupted") this.#send(message.text);
+    if (kept?.status === "interrupted" && message.text) this.#send(message.text);
   }
 
   async #conversation() {
@@ -148,11 +157,11 @@ class Chat {
   // -> the answer as the server keeps it, or undefined when it failed or a person answers
   async #turn(message, answer) {
     this.#setAnswering(true);
-    this.#announce("");
+    this.#notices.announce("");
     try {
       const conversationId = await this.#conversation();
       let kept;
-      for await (const event of this.#desk.ask(conversationId, message)) kept = this.#take(event, answer);
+      for await (const event of this.#desk.answer(conversationId, message)) kept = this.#take(event, answer);
       return kept;
     } catch (error) {
       return this.#fail(error, message, answer);
@@ -162,20 +171,28 @@ class Chat {
   }
 
   #take(event, answer) {
-    if (event.name === "accepted") this.#composer.forget();
+    if (event.name === "accepted") {
+      this.#composer.forget();
+      this.#list.querySelector(".question:nth-last-child(-n + 2)").dataset.messageId = event.message_id;
+    }
     if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
     if (event.name === "restart") answer.restart();
     if (event.name === "held") answer.node.remove();
-    if (event.name === "done") this.#announce(answer.finish(event.message, this.#desk));
+    if (event.name === "done") this.#hear(answer.finish(event.message, this.#desk));
     return event.message;
+  }
+
+  #hear(answer) {
+    this.#notices.announce(answer);
+    this.#host.tell("answered");
   }
 
   #fail(error, message, answer) {
     if (!(error instanceof DeskError)) throw error;
     const isOver = ["gone", "full"].includes(error.problem);
     const problem = say(`problem_${error.problem}`);
-    this.#announce(problem);
+    this.#notices.announce(problem);
     answer.fail(problem, say(isOver ? "start_over" : "try_again"), async () => {
       if (!isOver) return this.#retry(message, answer);
       await this.#startOver();
@@ -184,21 +201,22 @@ class Chat {
   }
 
   #answerNow() {
-    this.#orNotice(this.#desk.answerNow(this.#conversationId));
+    this.#notices.orShow(this.#desk.answerNow(this.#conversationId));
     this.#composer.focus();
   }
 
   #stop() {
     // A failed stop needs no words of its own: the stream it meant to end fails the same way.
-    if (this.#conversationId) this.#orNotice(this.#desk.stop(this.#conversationId));
+    if (this.#conversationId) this.#notices.orShow(this.#desk.stop(this.#conversationId));
   }
 
   async #startOver() {
     if (this.#isAnswering) return;
     this.#panel.close();
     await this.#person.leave();
+    if (this.#editing.isOn) this.#editing.stop();
     if (this.#desk.isKnown) {
-      const opened = await this.#orNotice(this.#desk.open(language));
+      const opened = await this.#notices.orShow(this.#desk.open(language));
       if (!opened) return;
       this.#conversationId = opened.conversation_id;
       this.#person.follow(opened.conversation_id);
@@ -209,7 +227,7 @@ class Chat {
   }
 
   #setStarted(isStarted) {
-    part(this.#welcome, "suggestions").hidden = isStarted;
+    this.#welcome.isOver = isStarted;
     this.#startOverButton.hidden = !isStarted;
   }
 
@@ -219,31 +237,11 @@ class Chat {
     this.#startOverButton.disabled = isAnswering;
   }
 
-  #escape(event) {
-    if (event.key !== "Escape" || event.isComposing) return;
+  #escape() {
     if (this.#panel.isOpen) this.#panel.close();
+    else if (this.#editing.isOn) this.#editing.stop();
     else if (this.#isAnswering) this.#stop();
-  }
-
-  // -> the step's result, or undefined after its problem was shown
-  async #orNotice(step) {
-    try {
-      return await step;
-    } catch (error) {
-      if (!(error instanceof DeskError)) throw error;
-      return this.#notify(say(`problem_${error.problem}`));
-    }
-  }
-
-  #notify(text) {
-    this.#notice.textContent = text;
-    this.#notice.hidden = !text;
-    if (text) this.#announce(text);
-  }
-
-  // Read aloud once, whole: screen readers hear neither single tokens nor the waiting.
-  #announce(text) {
-    this.#announcer.textContent = text;
+    else this.#host.tell("close");
   }
 }
 

@@ -8,6 +8,7 @@ const LIMIT = 4000;
 const NEAR_LIMIT = 3600;
 
 export class Composer {
+  onUp = () => {};
   #form;
   #input;
   #counter;
@@ -16,8 +17,9 @@ export class Composer {
   #drafts;
   #isAnswering = false;
 
-  // `onSend(text)` and `onStop()` are told what the customer wants; `drafts` is a SafeStorage.
-  constructor(form, drafts, { onSend, onStop }) {
+  // `onSend(text)` and `onStop()` are told what the customer wants, `onFiles()` that it was to send files; `drafts` is a SafeStorage.
+  // `onUp()` is called when the customer looks for the last question, with the arrow key in the empty box.
+  constructor(form, drafts, { onSend, onStop, onFiles }) {
     this.#form = form;
     this.#drafts = drafts;
     [this.#input, this.#counter, this.#send, this.#stop] = ["input", "counter", "send", "stop"].map((name) => part(form, name));
@@ -31,6 +33,8 @@ export class Composer {
       drafts.set(DRAFT, this.#input.value);
       this.#fit();
     });
+    for (const kind of ["dragover", "drop", "paste"]) document.addEventListener(kind, (event) => this.#refuseFiles(event, onFiles));
+    document.addEventListener("keydown", (event) => this.#slash(event));
     this.fill(drafts.get(DRAFT) ?? "");
   }
 
@@ -42,6 +46,12 @@ export class Composer {
     this.#input.value = text;
     this.#drafts.set(DRAFT, text);
     this.#fit();
+  }
+
+  // To be changed by hand; here a phone's keyboard is welcome.
+  edit(text) {
+    this.fill(text);
+    this.#input.focus();
   }
 
   // Empties the box but keeps the draft until `forget`: the text is not safe elsewhere yet.
@@ -78,9 +88,24 @@ export class Composer {
 
   // While an input method composes, Enter picks a candidate; Safari says so only by key code 229.
   #key(event) {
+    if (event.key === "ArrowUp" && !this.#input.value) this.onUp();
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     this.#form.requestSubmit();
+  }
+
+  #slash(event) {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.target.matches("textarea, input")) return;
+    event.preventDefault();
+    this.#input.focus();
+  }
+
+  // A copied table brings its picture along: there the text is what was meant.
+  #refuseFiles(event, onFiles) {
+    const { types } = event.dataTransfer ?? event.clipboardData;
+    if (!types.includes("Files") || types.includes("text/plain")) return;
+    event.preventDefault();
+    if (event.type !== "dragover") onFiles();
   }
 
   #fit() {

@@ -1,6 +1,6 @@
 // Under a finished answer: copy, a thumb up or down, and why. A thumb counts as pressed once the server has it on disk.
 
-import { clone, part, uuid } from "../helpers/dom.js";
+import { clone, copied, part, uuid } from "../helpers/dom.js";
 import { say } from "../helpers/strings.js";
 import { DeskError } from "../models/desk.js";
 
@@ -22,7 +22,7 @@ export class Feedback {
     this.#message = message;
     this.#desk = desk;
     node.hidden = false;
-    part(node, "copy").hidden = !plainText || !navigator.clipboard;
+    part(node, "copy").hidden = !plainText;
     part(node, "copy").addEventListener("click", () => this.#copy(plainText));
     for (const value of [UP, DOWN]) {
       this.#thumb(value).hidden = !message.completion_id;
@@ -36,8 +36,7 @@ export class Feedback {
   }
 
   async #copy(text) {
-    const copied = await navigator.clipboard.writeText(text).then(() => true, () => false);
-    this.#say(say(copied ? "copied" : "not_copied"));
+    this.#say(say((await copied(text)) ? "copied" : "not_copied"));
   }
 
   // The pressed thumb again opens or closes its reasons; the other one is a changed vote.

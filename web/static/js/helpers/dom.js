@@ -8,6 +8,18 @@ export function part(node, name) {
   return node.querySelector(`[data-part="${name}"]`);
 }
 
+// -> is `text` in the clipboard? A frame on another site's page, or a page without TLS, has only the older way there.
+export async function copied(text) {
+  const isOurs = parent === window && navigator.clipboard;
+  if (isOurs && (await navigator.clipboard.writeText(text).then(() => true, () => false))) return true;
+  const give = (event) => {
+    event.clipboardData.setData("text/plain", text);
+    event.preventDefault();
+  };
+  addEventListener("copy", give, { once: true });
+  return document.execCommand("copy");
+}
+
 // A UUID also where the page is served without TLS and crypto.randomUUID is missing.
 export function uuid() {
   if (crypto.randomUUID) return crypto.randomUUID();

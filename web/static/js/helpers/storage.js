@@ -3,13 +3,16 @@
 export class SafeStorage {
   #memory = new Map();
   #open;
+  #suffix;
 
-  // `open` returns a Storage, or throws where the browser forbids it.
-  constructor(open) {
+  // `open` returns a Storage, or throws where the browser forbids it; what sites keep there is kept apart.
+  constructor(open, siteId = "") {
     this.#open = open;
+    this.#suffix = siteId && `.${siteId}`;
   }
 
-  get(key) {
+  get(name) {
+    const key = name + this.#suffix;
     try {
       return this.#open().getItem(key) ?? this.#memory.get(key) ?? null;
     } catch {
@@ -17,21 +20,13 @@ export class SafeStorage {
     }
   }
 
-  set(key, value) {
+  set(name, value) {
+    const key = name + this.#suffix;
     this.#memory.set(key, value);
     try {
       this.#open().setItem(key, value);
     } catch {
       // Full or forbidden: the memory copy above is the one that counts.
-    }
-  }
-
-  remove(key) {
-    this.#memory.delete(key);
-    try {
-      this.#open().removeItem(key);
-    } catch {
-      // As above.
     }
   }
 }

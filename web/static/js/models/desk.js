@@ -1,8 +1,10 @@
 // The desk's API as seen from the page: visitor token, conversations, one answer as a stream of events, signals.
 
 import { events } from "../helpers/sse.js";
+import { SafeStorage } from "../helpers/storage.js";
 
 const TOKEN = "kefu.visitor";
+const POLL_MS = 1500;
 // The server writes a keep-alive at least every 10 s; three missed ones are a dead line.
 const SILENCE_MS = 30_000;
 
@@ -38,10 +40,20 @@ async function read(response) {
 
 export class Desk {
   #storage;
+  #siteId;
+  #identify = async () => null;
   #admission = null;
 
-  constructor(storage) {
+  constructor(storage, siteId) {
     this.#storage = storage;
+    this.#siteId = siteId;
+  }
+
+  // From now on this is the customer that `identify()` resolves to a JWT of; the token is kept in memory alone.
+  async know(identify) {
+    this.#identify = identify;
+    this.#storage = new SafeStorage(() => null);
+    await this.#admit();
   }
 
   get isKnown() {
@@ -61,6 +73,16 @@ export class Desk {
       if (error instanceof DeskError && error.problem === "gone") return null;
       throw error;
     }
+  }
+
+  // The conversation once its answer is there.
+  async answered(conversation) {
+    let now = conversation;
+    while (now.answering) {
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      now = (await this.current()) ?? { ...conversation, answering: false };
+    }
+    return now;
   }
 
   async open(language) {
@@ -97,9 +119,12 @@ export class Desk {
     await this.#request("POST", `/desk/conversations/${conversationId}/csat`, rating);
   }
 
+  // To a message, or once more: {regenerates: message_id} of an answer.
   // Yields {name, ...data} up to and including "done" or "held"; every other end is a DeskError.
-  async *ask(conversationId, message) {
-    for await (const event of this.#stream("POST", `/desk/conversations/${conversationId}/messages`, message)) {
+  async *answer(conversationId, { regenerates, ...message }) {
+    const path = `/desk/conversations/${conversationId}/messages`;
+    const stream = regenerates ? this.#stream("POST", `${path}/${regenerates}/regenerate`, {}) : this.#stream("POST", path, message);
+    for await (const event of stream) {
       yield event;
       if (event.name === "done" || event.name === "held") return;
     }
@@ -149,17 +174,31 @@ export class Desk {
 
   // A new visitor, or the same one with a fresh token; calls that meet share one admission.
   #admit(token) {
-    this.#admission ??= this.#fetch("POST", "/desk/visitors", {}, { token })
+    this.#admission ??= this.#introduce(token)
       .then(read)
       .then((visitor) => this.#storage.set(TOKEN, visitor.token))
       .finally(() => (this.#admission = null));
     return this.#admission;
   }
 
+  // Whom the server does not take for a customer of the site goes on as anybody; why is in its log.
+  async #introduce(token) {
+    const customer = await this.#identify();
+    if (!customer) return this.#fetch("POST", "/desk/visitors", {}, { token });
+    try {
+      return await this.#fetch("POST", "/desk/visitors", { customer });
+    } catch (error) {
+      if (error.status !== 401) throw error;
+      this.#identify = async () => null;
+      return this.#fetch("POST", "/desk/visitors", {});
+    }
+  }
+
   async #fetch(method, path, body, { token, signal, headers: more } = {}) {
     const headers = { Accept: "application/json, text/event-stream", ...more };
     if (body) headers["Content-Type"] = "application/json";
     if (token) headers.Authorization = `Bearer ${token}`;
+    if (this.#siteId) headers["X-Kefu-Site"] = this.#siteId;
     const options = { method, headers, signal, body: body && JSON.stringify(body), credentials: "omit", cache: "no-store" };
     const response = await fetch(path, options).catch(() => null);
     if (!response) throw new DeskError(navigator.onLine ? "unreachable" : "offline");
