@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 def test_it_greets_as_a_bot_and_suggests_questions(page: Page) -> None:
     expect(page.locator("h1")).to_have_text("Quiet Kettle")
     expect(page.locator(".welcome")).to_contain_text("a bot")
-    assert 3 <= page.locator(".chip").count() <= 4
+    assert 3 <= page.locator("#welcome .chip").count() <= 4
     page.locator(".chip").first.click()
     expect(page.locator(".question")).to_contain_text("How long do I have to return something?")
     expect(last_answer(page).locator("strong")).to_have_text("30 days")

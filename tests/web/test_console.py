@@ -165,7 +165,7 @@ def test_who_was_given_a_password_is_led_to_choose_one(browser: Browser, url: st
         page.fill("#password", "mei's very own one")
         page.keyboard.press("Enter")
         listed(page, 4)
-        expect(page.locator(".side-nav a")).to_have_count(1)
+        expect(page.locator(".side-nav a")).to_have_count(2)
         page.goto(f"{url}/console/settings")
         expect(page.locator("h1")).to_have_text("This page needs another role")
         page.keyboard.press("u")

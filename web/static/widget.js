@@ -118,8 +118,11 @@
 
     open() {
       this.#reveal();
-      this.#frame.focus();
-      this.#tell("open");
+      // A frame that was hidden takes the focus for certain only once it has been drawn again.
+      requestAnimationFrame(() => {
+        this.#frame.focus();
+        this.#tell("open");
+      });
     }
 
     close() {
