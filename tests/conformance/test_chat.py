@@ -107,7 +107,9 @@ def test_a_client_that_leaves_is_gone_from_the_whole_house_within_a_second(house
     made, thought = (
         house.engine.metric(f"kefu_{name}_tokens_total") - had for name, had in zip(("completion", "reasoning"), before, strict=True)
     )
-    assert {"prefill": made == 0, "thinking": 0 < made == thought < 400, "answer": 0 == thought < made < 400}[state], (made, thought)
+    # The prompt that fits the small house is soon computed: a few tokens may have come by then, never the whole answer.
+    most = 0 if house.num_kv_tokens > 1000 else 20
+    assert {"prefill": made <= most, "thinking": 0 < made == thought < 400, "answer": 0 == thought < made < 400}[state], (made, thought)
     assert house.ask(policy(8642), QUESTION, max_tokens=8).text == wanted.text
 
 
