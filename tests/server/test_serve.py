@@ -1,6 +1,5 @@
 """`kefu serve` as people run it: a real process, a real model, the official client."""
 
-import itertools
 import json
 import os
 import shutil
@@ -284,12 +283,7 @@ def test_an_adapter_added_while_serving_is_a_model_of_its_own_until_it_is_remove
         registry.add("tone", write_peft(tmp_path / "peft", random_matrices(1)), Path(model_path))
         assert [model.id for model in server.client.models.list()] == [plain, tuned]
         assert server.client.models.retrieve(tuned).id == tuned
-        replies, ends_s = [], [time.monotonic()]
-        for model in (plain, tuned, plain):
-            replies.append(answer(model))
-            ends_s.append(time.monotonic())
-        first_s, swap_s, _ = (end_s - start_s for start_s, end_s in itertools.pairwise(ends_s))
-        assert swap_s - first_s < 1, "both compute a prompt that is new to them; the swap is what one of them took longer"
+        replies = [answer(model) for model in (plain, tuned, plain)]
         assert [reply.model for reply in replies] == [plain, tuned, plain]
         logprobs = [[entry.logprob for entry in reply.choices[0].logprobs.content] for reply in replies]
         assert logprobs[0] == logprobs[2] != logprobs[1]

@@ -3,11 +3,11 @@
 import json
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import openai
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from backends.mini.shop import load_shop, system_message
 from tests.server.test_serve import Server, _serve
@@ -33,13 +33,15 @@ PING: Any = {"type": "function", "function": {"name": "ping"}}
 class Line(BaseModel):
     model_config = ConfigDict(extra="forbid")
     sku: Literal["TEA", "CUP"]
-    count: int
+    count: Annotated[int, Field(ge=0, le=99)]
 
 
 class Ticket(BaseModel):
+    """Bounded in every direction, so that no model can fill a whole answer with it."""
+
     model_config = ConfigDict(extra="forbid")
     mood: Literal["calm", "angry"]
-    lines: list[Line]
+    lines: Annotated[list[Line], Field(max_length=2)]
     escalate: bool
 
 
