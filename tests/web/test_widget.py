@@ -83,7 +83,8 @@ def test_escape_and_the_buttons_close_it_and_the_focus_comes_back(page: Page) ->
         expect(button).to_be_focused()
         button.press("Enter")
         expect(button).not_to_be_focused()
-        frame.wait_for_function("document.activeElement.id === 'input'")
+        while frame.evaluate("() => document.activeElement.id") != "input":
+            page.wait_for_timeout(20)
         button.focus()
 
 

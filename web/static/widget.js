@@ -119,10 +119,8 @@
     open() {
       this.#reveal();
       // A frame that was hidden takes the focus for certain only once it has been drawn again.
-      requestAnimationFrame(() => {
-        this.#frame.focus();
-        this.#tell("open");
-      });
+      requestAnimationFrame(() => this.#frame.focus());
+      this.#tell("open");
     }
 
     close() {
