@@ -101,7 +101,7 @@ class House:
 @contextmanager
 def opened(kind: str, model: str, folder: Path) -> Iterator[House]:
     """The house `kind` over this model, while it is needed."""
-    num_kv_tokens, num_users, num_chats = {"llama.cpp": (4096, 8, 200), "mlx": (640, 3, 12), "upstream": (4096, 8, 60)}[kind]
+    num_kv_tokens, num_users, num_chats = {"llama.cpp": (4096, 8, 80), "mlx": (640, 2, 8), "upstream": (4096, 8, 40)}[kind]
     tokenizer = make_tokenizer(model)
     ends = {str(token_id): -100 for token_id in (*tokenizer.eos_token_ids, tokenizer.special_id("</think>"))}
     endless = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": 1, "max_tokens": 400, "logit_bias": ends}

@@ -43,7 +43,8 @@ export class Host {
   }
 
   #take({ name, token }) {
-    if (name === "open") this.#onOpen();
+    // Nothing takes the focus in a frame that is not drawn yet.
+    if (name === "open") requestAnimationFrame(() => this.#onOpen());
     if (name === "customer") this.#onCustomer(token);
   }
 }
