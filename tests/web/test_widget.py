@@ -70,17 +70,17 @@ def test_where_storage_is_forbidden_it_lasts_until_the_page_is_left(page: Page, 
     assert place.desk.num_conversations == 2
 
 
-def test_escape_and_the_buttons_close_it_and_the_focus_comes_back(page: Page) -> None:
+def test_escape_and_the_buttons_close_it_and_it_opens_ready_to_type(page: Page) -> None:
     button, panel = page.locator("kefu-chat button"), page.locator("kefu-chat #panel")
     expect(button).to_have_accessible_name("Open the chat")
     assert button.bounding_box()["width"] >= 44  # type: ignore[index]
     frame = opened(page)
     expect(button).to_have_attribute("aria-expanded", "true")
+    _until_active(page, frame.locator("#input"))
     escape, cross = (lambda: frame.press("#input", "Escape")), (lambda: frame.click("#close"))
     for close in (escape, cross, button.click, lambda: button.press("Escape")):
         close()
         expect(panel).to_be_hidden()
-        _until_active(page, button)
         button.press("Enter")
         _until_active(page, frame.locator("#input"))
         button.focus()

@@ -119,7 +119,7 @@
     open() {
       this.#reveal();
       // A frame that was hidden takes the focus for certain only once it has been drawn again.
-      requestAnimationFrame(() => this.#frame.focus());
+      requestAnimationFrame(() => this.isOpen && this.#frame.focus());
       this.#tell("open");
     }
 
