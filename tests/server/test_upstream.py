@@ -299,7 +299,7 @@ def test_the_desk_answers_and_the_record_says_what_it_does_not_know(kefu: httpx.
     events = told(kefu)
     name, done = events[-1]
     assert (name, done["message"]["text"]) == ("done", "Hé\u2028 😀")
-    assert not any("hm" in json.dumps(event) for _, event in events)
+    assert not any("hm " in json.dumps(event) for _, event in events)
     with create_engine(f"sqlite:///{tmp_path}/kefu.db").connect() as connection:
         row = connection.execute(text("SELECT * FROM completion")).mappings().one()
     unknown = (
