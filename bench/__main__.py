@@ -25,7 +25,7 @@ from bench.rows import Row, medians, write_json_lines
 from bench.servers import Settings, Target, attach, serve_kefu, serve_llama
 from bench.workloads import Load
 
-WORKLOADS = ("decode", "prefill", "burst", "turns", "places", "guess")
+WORKLOADS = ("decode", "prefill", "burst", "turns", "places", "guess", "desk")
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
@@ -73,7 +73,7 @@ def measure_plain(plan: Plan, body: Body) -> list[Row]:
 def measure_peer(plan: Plan, ours: Sequence[Row], programs: Path) -> list[Row]:
     """The same workloads on llama-server, and its engine without a server, one after the other."""
     with serve_llama(programs, plan.settings, {}) as target:
-        rows = asyncio.run(measure(plan, target))
+        rows = asyncio.run(measure(replace(plan, workloads=tuple(name for name in plan.workloads if name != "desk")), target))
     if {"decode", "prefill"} & set(plan.workloads):
         prompts = [row.prompt_tokens for row in (*ours, *rows) if row.workload == "prefill" and row.prompt_tokens]
         with console.status("llama-bench"):

@@ -12,6 +12,7 @@ SPEED: Columns = {
     "TTFT s": ("ttft_s", 1, ".2f"),
     "worst": ("worst_ttft_s", 1, ".2f"),
     "answer s": ("first_answer_s", 1, ".2f"),
+    "worst answer": ("worst_answer_s", 1, ".2f"),
     "wall s": ("wall_s", 1, ".2f"),
     "tok/s": ("tokens_per_s", 1, ".1f"),
     "decode": ("decode_tokens_per_s", 1, ".1f"),
@@ -27,6 +28,7 @@ COST: Columns = {
     "early": ("ended_early", 1, ".0f"),
     "peak MB": ("peak_memory_bytes", 1e-6, ".0f"),
     "client s": ("client_cpu_s", 1, ".2f"),
+    "web s": ("web_cpu_s", 1, ".2f"),
 }
 
 

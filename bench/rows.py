@@ -16,7 +16,7 @@ class Row:
     `ideal_tokens` is the fewest prompt tokens that had to be computed; `computed_tokens` is what was. `tokens_per_s` counts
     completion tokens over the whole wall time, prefill and queue included; `decode_tokens_per_s` from the first token anywhere to
     the last; `stream_tokens_per_s` is the median stream's own rate. `worst_ttft_s` is the last customer's first token.
-    `client_cpu_s` is what the bench itself took from the machine.
+    `client_cpu_s` is what the bench itself took from the machine, `web_cpu_s` what the server took outside its engine.
     """
 
     server: str
@@ -29,6 +29,7 @@ class Row:
     ttft_s: float | None = None
     worst_ttft_s: float | None = None
     first_answer_s: float | None = None
+    worst_answer_s: float | None = None
     tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     stream_tokens_per_s: float | None = None
@@ -40,6 +41,7 @@ class Row:
     completion_tokens: int | None = None
     peak_memory_bytes: int | None = None
     client_cpu_s: float | None = None
+    web_cpu_s: float | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:

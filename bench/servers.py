@@ -66,6 +66,11 @@ def kefu_environment(settings: Settings, data_dir: Path) -> dict[str, str]:
         "KEFU_ENGINE__NUM_KV_TOKENS": str(settings.num_kv_tokens),
         "KEFU_ENGINE__THREADS": str(settings.threads),
         "KEFU_ENGINE__PROMPT_LOOKUP": str(settings.guesses),
+        # The bench is many visitors at one address.
+        "KEFU_DESK__MESSAGES_PER_MINUTE": "10000",
+        "KEFU_DESK__ADDRESS_MESSAGES_PER_DAY": "1000000",
+        "KEFU_DESK__VISITORS_PER_MINUTE": "10000",
+        "KEFU_DESK__MAX_IN_FLIGHT": "100",
     }
 
 

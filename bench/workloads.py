@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from backends.mini.shop import load_shop, system_message
 from bench.client import Body, Message, Recording, Reply, record
+from bench.desk import crowd
 from bench.prompts import Prompts
 from bench.rows import Row, summarize
 from bench.servers import Target, peak_memory_bytes
@@ -167,3 +168,8 @@ async def guess(load: Load) -> list[Row]:
     quoting = [[system(system_message(shop, "en")), user(question)] for question in shop.suggestions]
     free = [[user(load.prompts.question())] for _ in quoting]
     return [await load.in_turn("guess-quoting", quoting, {"temperature": 0}), await load.in_turn("guess-free", free, load.target.endless)]
+
+
+async def desk(load: Load) -> list[Row]:
+    """Customers in the support chat, all at once."""
+    return [await crowd(load.target, load.pause_s)]
