@@ -3,6 +3,7 @@
 Each takes text of an answer, whole or a sentence, and returns violations whose spans are places in that text.
 """
 
+import codecs
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ Check = Kind | Literal["promise", "leak", "language", "length", "must_not_say"]
 
 # An answer leaks when it shares this many runs of so many words (English) or characters (Chinese) with the secret text.
 LEAK_EN, LEAK_ZH = (4, 5), (6, 8)
+# Or so many letters, or Chinese characters, in a row, however they are spaced: forwards, backwards or in rot13.
+SPELT_LETTERS, SPELT_HAN = 36, 13
 FOREIGN_HAN, FOREIGN_WORDS = 2, 4
 
 
@@ -201,7 +204,19 @@ def check_leak(answer: str, evidence: Evidence, rules: Rules) -> list[Violation]
         shared = [run for run in _runs(text, language) & secret if run not in evidence.text]
         if len(shared) >= bound:
             return [Violation("leak", (0, len(answer)), f"repeats the model's instructions: {min(shared)!r}")]
+    if any(_spells(text, part, evidence.text) for part in rules.secrets):
+        return [Violation("leak", (0, len(answer)), "spells the model's instructions out in another way")]
     return []
+
+
+def _spells(text: str, secret: str, known: str) -> bool:
+    for pattern, size in ((re.compile("[a-z]"), SPELT_LETTERS), (HAN, SPELT_HAN)):
+        said, hidden, free = ("".join(pattern.findall(part.casefold())) for part in (text, secret, known))
+        for written in {said, said[::-1], codecs.encode(said, "rot13")}:
+            runs = (written[place : place + size] for place in range(len(written) - size + 1))
+            if any(run in hidden and run not in free for run in runs):
+                return True
+    return False
 
 
 @lru_cache(maxsize=256)
