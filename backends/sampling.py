@@ -58,12 +58,24 @@ def _draw(values: Vector, temperature: float, point: float) -> int:
 
 def _candidates(logits: Vector, params: SamplingParams) -> npt.NDArray[np.intp] | None:
     """Ids that top-k, top-p and min-p leave, ascending; None when they leave all."""
-    ids = np.argpartition(logits, -params.top_k)[-params.top_k :] if 0 < params.top_k < len(logits) else None
+    ids = _largest(logits, params.top_k) if 0 < params.top_k < len(logits) else None
     if params.top_p < 1.0 or params.min_p > 0.0:
         values = logits if ids is None else logits[ids]
         left = _likely(np.exp(values - values.max()), params)
         ids = left if ids is None else ids[left]
     return None if ids is None else np.sort(ids)
+
+
+def _largest(logits: Vector, count: int) -> npt.NDArray[np.intp]:
+    """Ids of the `count` largest logits, in no order."""
+    num_rows = 64
+    if count * num_rows > len(logits):
+        return np.argpartition(logits, -count)[-count:]
+    # Each of the `count` columns with the largest maxima holds one as large as `least`, so nothing below it is among the largest.
+    maxima = logits[: len(logits) // num_rows * num_rows].reshape(num_rows, -1).max(axis=0)
+    least = maxima[np.argpartition(maxima, -count)[-count]]
+    ids = np.flatnonzero(logits >= least)
+    return ids[np.argpartition(logits[ids], -count)[-count:]]
 
 
 def _likely(weights: Vector, params: SamplingParams) -> npt.NDArray[np.intp]:

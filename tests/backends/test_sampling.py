@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.sampling import pick
+from backends.sampling import _largest, pick
 from backends.sequence import SamplingParams
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
@@ -61,3 +61,14 @@ def test_penalties_are_those_of_their_definitions() -> None:
     assert pick(flat, SamplingParams(temperature=0.0, repetition_penalty=1.1), [0]) == 1
     assert pick(-flat, SamplingParams(temperature=0.0, repetition_penalty=9.0), [1, 1]) == 2
     assert pick(flat, SamplingParams(temperature=0.0, presence_penalty=9.0), [0] + [1] * 300) == 0, "only the last 256 tokens count"
+
+
+@given(st.integers(1, 60), st.integers(1, 6000), st.integers(0, 2**32 - 1), st.sampled_from([1, 50]))
+def test_the_largest_are_found_without_sorting_the_vocabulary(count: int, size: int, seed: int, spread: int) -> None:
+    """Also among equals, and where a grammar has forbidden most."""
+    logits = np.random.default_rng(seed).integers(-spread, spread, size).astype(np.float32)
+    logits[: size // 3] = -np.inf
+    count = min(count, size)
+    found = _largest(logits, count)
+    assert len(set(found.tolist())) == count
+    assert sorted(logits[found]) == sorted(logits)[-count:]
