@@ -46,6 +46,7 @@ _PREFIX = re.compile(r"([A-Za-z]{1,20})[\-_]?$")
 _CUE_WORDS = re.compile(
     r"(?:tel|phone|mob|mobile|cell|call|text|whatsapp|wechat|vx|wx|fax|card|id|no|is|at|on|me|my|and|or|to)$", re.IGNORECASE
 )
+_CODE_AFTER = re.compile(r"[A-Za-z]+\d|[A-Z]{1,4}(?![A-Za-z])")
 _CLAUSE_END = re.compile(r"[。！？!?；;\n]")
 CUE_CHARS = 24
 MAX_DIGITS = 22
@@ -171,10 +172,11 @@ def _numbers(view: str, run: re.Match[str]) -> Iterator[Found]:
         return
     place = 0
     while place < len(groups):
-        step = 1
+        step, start = 1, groups[place][0]
+        before = _before(view, start)
         for joined in _joined(groups[place : place + MAX_DIGITS]):
-            start, end = groups[place][0], groups[place + len(joined) - 1][0] + len(joined[-1])
-            if kind := _kind(view, start, end, joined):
+            end = groups[place + len(joined) - 1][0] + len(joined[-1])
+            if kind := _kind(joined, before, view[end : end + 8]):
                 step = len(joined)
                 yield Found(kind, *_widened(view, start, end), _value(kind, "".join(joined)))
                 break
@@ -198,45 +200,54 @@ def _value(kind: Kind, digits: str) -> str:
     return digits[-11:] if kind == "PHONE" and _MOBILE.fullmatch(digits) else digits
 
 
-def _kind(view: str, start: int, end: int, groups: list[str]) -> Kind | None:
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What stands before a number in its clause: the nearest word that tells what it is, and whether it is certainly an order or a code."""
+
+    cue: str | None
+    is_order: bool
+    is_code: bool
+    has_plus: bool
+
+
+def _before(view: str, start: int) -> _Before:
+    words = _CLAUSE_END.split(view[max(0, start - CUE_CHARS) : start])[-1]
+    cues = [hit.lastgroup for hit in _CUES.finditer(words)]
+    prefix = _PREFIX.search(words)
+    # Letters that belong to the number make it a code: KF-13800138000.
+    is_code = prefix is not None and not _CUE_WORDS.search(prefix.group(1)) and prefix.group(1)[0].isupper() and prefix.group(1) != "X"
+    return _Before(cues[-1] if cues else None, _ORDER_BEFORE.search(words) is not None, is_code, words.endswith(("+", "+(")))
+
+
+def _kind(groups: list[str], before: _Before, after: str) -> Kind | None:
     value = "".join(groups)
-    if is_cn_id(value):
+    if len(value) == 18 and is_cn_id(value):
         return "CN_ID"
-    before = _CLAUSE_END.split(view[max(0, start - CUE_CHARS) : start])[-1]
-    cues = [hit.lastgroup for hit in _CUES.finditer(before)]
-    cue = cues[-1] if cues else None
-    if cue == "CN_ID" and len(value) in (15, 18):
+    if before.cue == "CN_ID" and len(value) in (15, 18):
         return "CN_ID"
-    if "X" in value or _is_code(view, before, end):
+    if "X" in value or before.is_code or _CODE_AFTER.match(after):
         return None
-    if cue == "CARD" and 12 <= len(value) <= 19:
+    if before.cue == "CARD" and 12 <= len(value) <= 19:
         return "CARD"
-    if _ORDER_BEFORE.search(before):
+    if before.is_order:
         return None
-    if cue != "ORDER" and _BRANDS.fullmatch(value) and is_luhn(value):
+    if before.cue != "ORDER" and _BRANDS.fullmatch(value) and is_luhn(value):
         return "CARD"
-    return "PHONE" if _is_phone(value, [len(group) for group in groups], before, cue) else None
+    return "PHONE" if _is_phone(value, groups, before) else None
 
 
-def _is_code(view: str, before: str, end: int) -> bool:
-    """Letters that belong to the number make it a code: KF-13800138000, 1Z999AA10123456784."""
-    prefix = _PREFIX.search(before)
-    is_glued = prefix is not None and not _CUE_WORDS.search(prefix.group(1)) and prefix.group(1)[0].isupper() and prefix.group(1) != "X"
-    return is_glued or re.match(r"[A-Za-z]+\d|[A-Z]{1,4}(?![A-Za-z])", view[end : end + 8]) is not None
-
-
-def _is_phone(value: str, shape: list[int], before: str, cue: str | None) -> bool:
-    if before.endswith(("+", "+(")):
+def _is_phone(value: str, groups: list[str], before: _Before) -> bool:
+    if before.has_plus:
         return 8 <= len(value) <= 15
     if _MOBILE.fullmatch(value):
         return True
-    if cue == "ORDER":
+    if before.cue == "ORDER":
         return False
-    if cue == "PHONE" and 7 <= len(value) <= 15:
+    if before.cue == "PHONE" and 7 <= len(value) <= 15:
         return True
     if _LANDLINE.fullmatch(value):
         return True
-    if value.startswith("00") and len(shape) > 1:
+    if value.startswith("00") and len(groups) > 1:
         return 10 <= len(value) <= 15
-    is_grouped = shape in ([3, 3, 4], [1, 3, 3, 4], [3, 4, 3])
+    is_grouped = [len(group) for group in groups] in ([3, 3, 4], [1, 3, 3, 4], [3, 4, 3])
     return is_grouped and bool(_SERVICE.fullmatch(value) or _NORTH_AMERICAN.fullmatch(value))

@@ -98,7 +98,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join), st.text(alphabet="0123456789 -X", max_size=60), st.from_regex(r"\d{18}")))
 def test_any_text_is_redacted_and_stays_redacted(text: str) -> None:
     redactor = Redactor()
@@ -131,5 +131,5 @@ def test_the_time_grows_with_the_length(piece: str) -> None:
             spans.append(time.thread_time() - start)
         return min(spans)
 
-    short, long = 20_000 // len(piece), 200_000 // len(piece)
+    short, long = 1_000 // len(piece), 10_000 // len(piece)
     assert seconds(long) <= 45 * seconds(short) + 0.05
