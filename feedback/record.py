@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select, update
 
 from feedback.database import Database
 from feedback.tables import citation, completion, conversation, message, retrieval, signal, visitor
@@ -164,6 +164,16 @@ class Record:
         """Raises NotFound, also when it is another visitor's."""
         mine = and_(conversation.c.id == conversation_id, conversation.c.visitor_id == visitor_id)
         return await self._database.read(lambda connection: _conversation(connection, mine))
+
+    async def set_consent(self, conversation_id: str, visitor_id: str, *, consent_train: bool) -> None:
+        """Keep whether the visitor lets this conversation train a model; the next export heeds it. Raises NotFound."""
+        mine = and_(conversation.c.id == conversation_id, conversation.c.visitor_id == visitor_id)
+
+        def work(connection: Connection) -> None:
+            if connection.execute(update(conversation).where(mine).values(consent_train=consent_train)).rowcount != 1:
+                raise NotFound("no such conversation")
+
+        await self._database.write(work)
 
     async def messages(self, conversation_id: str) -> list[Message]:
         """Everything said in a conversation, oldest first. Agents' notes are not: neither the customer nor the model hears them."""

@@ -271,3 +271,32 @@ retrieval = Table(
     Column("version", String(64), nullable=False),
     Column("score", Float, nullable=False),
 )
+
+# What a person looks at before it trains; `problem` says what still stands against it. Written anew from the record at any time.
+pair = Table(
+    "pair",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("conversation_id", ForeignKey("conversation.id"), nullable=False, index=True),
+    Column("question_id", ForeignKey("message.id"), nullable=False),  # the prompt is what was on the screen up to it
+    Column("rejected_id", ForeignKey("completion.id"), nullable=False),
+    Column("chosen", Words),  # NULL: has to be made
+    Column("chosen_ref", String(64)),
+    Column("origin", String(16), nullable=False),  # natural | regenerated | agent | pairwise
+    Column("strength", Float, nullable=False),
+    Column("problem", String(64)),
+    Column("created_at_ms", BigInteger, nullable=False),
+)
+
+# Append-only: every rater's verdict on a pair.
+review = Table(
+    "review",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("pair_id", ForeignKey("pair.id"), nullable=False),
+    Column("rater", String(100), nullable=False),
+    Column("verdict", String(16), nullable=False),  # good | bad
+    Column("reason", Words),
+    Column("created_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("pair_id", "rater"),
+)

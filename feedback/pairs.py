@@ -1,0 +1,371 @@
+"""Preference data from the record: every signal goes back to the question whose answer it judges.
+
+A row's prompt is what was on the screen up to that question, and nothing later: the customer's second wording would give the answer away.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from sqlalchemy import Connection, and_, select
+
+from feedback.grams import terms
+from feedback.record import Message, newest_branch, read_messages
+from feedback.rewards import Action, action_of, agrees, language_of, numbers_in, numbers_supported
+from feedback.tables import citation, completion, conversation, message, passage, retrieval, signal
+
+Origin = Literal["natural", "regenerated", "agent", "pairwise"]
+Kind = Literal["dpo", "kto", "sft", "grpo"]
+
+AGAINST = frozenset({"thumb", "rephrase", "correction", "regenerate", "edit", "stop", "agent_correction"})
+RESTATED = frozenset({"rephrase", "correction", "edit"})
+ACCEPTING = frozenset({"thumb", "gratitude"})
+# A detector's guess trains without a person's look only when it is this sure.
+SURE = 0.9
+MAX_ANSWER_CHARS = 4000
+NUM_CANDIDATES = 4
+MIN_AGREEMENT = 0.5
+# A person may know numbers that no passage has, and may do what the bot may not; the policy's words bind both.
+PERSONS_OWN = frozenset({"numbers", "action"})
+_CALLS_PERSON = re.compile(r"人工|真人|转接|human|person|agent|representative", re.IGNORECASE)
+MAX_CALL_CHARS = 40
+
+
+class Signal(Protocol):
+    """A row of the signal table."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def completion_id(self) -> str | None: ...
+
+
+class Weighed(Protocol):
+    """A signal and how much it counts after duplicates, floods and caps; `reason` says why it is 0."""
+
+    @property
+    def signal(self) -> Signal: ...
+    @property
+    def weight(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One signal behind a row. What trains is made of these parts and kept as parts, so that a later round can weigh anew."""
+
+    signal_id: str
+    kind: str
+    value: float
+    weight: float
+    prob: float
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question as it was asked: `turns` is the screen up to it, itself last; `passages` is what its answers were given to rest on."""
+
+    conversation_id: str
+    visitor_id: str
+    language: str
+    question_id: str
+    at_ms: int
+    turns: tuple[Turn, ...]
+    passages: tuple[Passage, ...] = ()
+
+    @property
+    def question(self) -> str:
+        return self.turns[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example. `answer` is what should be said (dpo: chosen; None: it has to be made); of kto what was said, and `label` how good.
+
+    `answer_id` and `rejected_id` name the completion, or the agent's message. `reference` is a later accepted answer that leans on later
+    turns. `strength` is 0 to 1; `problem` says why the row may not be exported.
+    """
+
+    kind: Kind
+    case: Case
+    answer: str | None
+    answer_id: str | None
+    origin: Origin = "natural"
+    rejected: str | None = None
+    rejected_id: str | None = None
+    label: bool | None = None
+    strength: float = 1.0
+    evidence: tuple[Evidence, ...] = ()
+    reference: str | None = None
+    problem: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The same for the same question, kind and answers, whenever it is made."""
+        made = "\0".join((self.kind, self.case.question_id, self.rejected_id or "", "" if self.kind == "dpo" else self.answer_id or ""))
+        return f"{self.kind}_{hashlib.sha256(made.encode()).hexdigest()[:20]}"
+
+    @property
+    def is_sure(self) -> bool:
+        return all(one.prob >= SURE for one in self.evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What an answer must pass beside the checks of this module.
+
+    `violations(answer, case)` is what the shop's policy has against it; `expected_action(case)` what must be done with such a question,
+    if the policy says; `stands_alone(answer, case, later)` whether an answer given after the customer's `later` turns answers `case`
+    without them.
+    """
+
+    violations: Callable[[str, Case], Sequence[str]] = lambda answer, case: ()
+    expected_action: Callable[[Case], Action | None] = lambda case: None
+    stands_alone: Callable[[str, Case, Sequence[str]], bool] = lambda answer, case, later: not leaned_on(answer, case, later)
+
+    def problems(self, answer: str, case: Case) -> list[str]:
+        """Why this must not be taught as an answer to `case`; empty when it may."""
+        facts = {"evidence": [f"{each.title}: {each.text}" for each in case.passages], "question": [turn.content for turn in case.turns]}
+        expected = self.expected_action(case)
+        found = {
+            "empty": not answer.strip(),
+            "length": len(answer) > MAX_ANSWER_CHARS,
+            "numbers": numbers_supported(answer, facts) < 1,
+            "language": language_of(answer) != language_of(case.question) and len(terms(case.question)) > 1,
+            "action": expected is not None and action_of(answer) != expected,
+        }
+        return [name for name, is_wrong in found.items() if is_wrong] + list(self.violations(answer, case))
+
+    def is_due_no(self, answer: str, case: Case) -> bool:
+        """A refusal, or an offer of a person, that the policy asks for or that rests on a passage: dislike does not make it wrong."""
+        action = action_of(answer)
+        if action not in ("refuse", "handoff") or [each for each in self.problems(answer, case) if each != "action"]:
+            return False
+        expected = self.expected_action(case)
+        return expected == action or (expected is None and "[" in answer)
+
+
+def leaned_on(answer: str, case: Case, later: Sequence[str]) -> set[str]:
+    """What the answer took from the customer's later turns: terms and numbers there that neither the prompt nor a passage has.
+
+    Nothing is necessary for an answer to stand alone, and not enough: a judge or a reviewer says the rest.
+    """
+    before = " ".join([*(turn.content for turn in case.turns), *(f"{each.title} {each.text}" for each in case.passages)])
+    new = " ".join(later)
+    words = set(terms(answer)) & (set(terms(new)) - set(terms(before)))
+    return words | {str(number) for number in numbers_in(answer) & (numbers_in(new) - numbers_in(before))}
+
+
+@dataclass(slots=True)
+class Chat:
+    """One conversation as the record has it. `said` is everything, oldest first, with what left the screen."""
+
+    id: str
+    visitor_id: str
+    language: str
+    said: list[Message]
+    passages: Mapping[str, tuple[Passage, ...]] = field(default_factory=dict)  # by completion
+    signals: Mapping[str, tuple[Evidence, ...]] = field(default_factory=dict)  # by completion
+
+    def case(self, question: Message) -> Case:
+        """The screen when `question` was sent. Raises nothing; a question that is not of this chat stands alone."""
+        branch = newest_branch(each for each in self.said if each.seq <= question.seq)
+        turns = tuple(Turn("user" if each.role == "user" else "assistant", each.text) for each in branch)
+        answers = (each for each in self.said if each.reply_to_id == question.id and each.completion_id)
+        passages = next((found for each in answers if (found := self.passages.get(str(each.completion_id)))), ())
+        return Case(self.id, self.visitor_id, self.language, question.id, question.created_at_ms, turns, passages)
+
+    def question_of(self, answer: Message) -> Message | None:
+        """What an answer answers; an agent's, who replies to nothing in particular, the last thing asked before."""
+        asked = [each for each in self.said if each.role == "user" and each.seq < answer.seq]
+        if answer.reply_to_id:
+            return next((each for each in asked if each.id == answer.reply_to_id), None)
+        return asked[-1] if asked else None
+
+
+def read_chats(connection: Connection, weigh: Callable[[Sequence[Signal]], Iterable[Weighed]]) -> list[Chat]:
+    """Every conversation whose visitor agreed to training, by id. `weigh` sees all their signals at once."""
+    agreed = select(*conversation.c["id", "visitor_id", "language"]).where(conversation.c.consent_train).order_by(conversation.c.id)
+    opened = connection.execute(agreed).all()
+    ids = select(conversation.c.id).where(conversation.c.consent_train)
+    rows = connection.execute(select(signal).where(signal.c.conversation_id.in_(ids)).order_by(signal.c.seq)).all()
+    retracted = {row.retracts_id for row in rows}
+    signals: dict[str, list[Evidence]] = {}
+    for one in weigh([row for row in rows if row.id not in retracted]):
+        row = one.signal
+        if row.completion_id and one.weight > 0:
+            prob, tags = getattr(row, "prob", None), tuple(getattr(row, "tags", ()))
+            found = Evidence(row.id, row.kind, row.value, one.weight, 1.0 if prob is None else float(prob), tags)
+            signals.setdefault(row.completion_id, []).append(found)
+    passages = _passages(connection)
+    chats = []
+    for row in opened:
+        said = read_messages(connection, and_(message.c.conversation_id == row.id, message.c.role != "note"))
+        answered = [str(each.completion_id) for each in said if each.completion_id]
+        mine = {each: tuple(signals.get(each, ())) for each in answered}
+        chats.append(Chat(row.id, row.visitor_id, row.language, said, {each: passages.get(each, ()) for each in answered}, mine))
+    return chats
+
+
+def _passages(connection: Connection) -> dict[str, tuple[Passage, ...]]:
+    """What each answer saw, best first; where only its citations are kept, those."""
+    joined = retrieval.join(passage, and_(passage.c.id == retrieval.c.passage_id, passage.c.version == retrieval.c.version))
+    seen = select(retrieval.c.completion_id, passage.c.id, passage.c.title, passage.c.text).select_from(joined)
+    cited = select(citation.c.completion_id, citation.c.passage_id, citation.c.title, citation.c.text)
+    found: dict[str, dict[str, Passage]] = {}
+    for query in (seen.order_by(retrieval.c.completion_id, retrieval.c.rank), cited.order_by(citation.c.completion_id, citation.c.number)):
+        for completion_id, passage_id, title, text in connection.execute(query):
+            found.setdefault(completion_id, {}).setdefault(passage_id, Passage(passage_id, title, text))
+    return {completion_id: tuple(by_id.values()) for completion_id, by_id in found.items()}
+
+
+def read_made(connection: Connection, ids: Iterable[str]) -> dict[str, Mapping[str, object]]:
+    """How answers were made: their completions' rows, by id."""
+    wanted = set(ids)
+    rows = connection.execute(select(completion).order_by(completion.c.id)).mappings()
+    return {row["id"]: dict(row) for row in rows if row["id"] in wanted}
+
+
+def make_rows(chat: Chat, gates: Gates) -> Iterator[Row]:
+    """All examples in a conversation, those that may not be exported too, with their problem."""
+    for answer in chat.said:
+        question = chat.question_of(answer) if answer.role in ("assistant", "agent") else None
+        if question is None:
+            continue
+        case = chat.case(question)
+        if answer.role == "agent":
+            yield from _from_agent(answer, case, gates)
+        elif answer.completion_id:
+            yield from _from_answer(chat, answer, case, gates)
+
+
+def _from_agent(answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
+    if not answer.gold:
+        return
+    against = [f"gate:{each}" for each in gates.problems(answer.text, case) if each not in PERSONS_OWN]
+    if len(case.question) <= MAX_CALL_CHARS and _CALLS_PERSON.search(case.question):
+        against = ["calls_for_a_person"]
+    made = Row("sft", case, answer.text, answer.id, "agent", problem=against[0] if against else None)
+    yield from (made, replace(made, kind="grpo"))
+
+
+def _from_answer(chat: Chat, answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
+    signals = chat.signals.get(str(answer.completion_id), ())
+    against = tuple(one for one in signals if one.kind in AGAINST and one.value < 0)
+    accepting = tuple(one for one in signals if one.kind in ACCEPTING and one.value > 0)
+    if answer.status == "interrupted" or (against and accepting):
+        return
+    problems = gates.problems(answer.text, case)
+    if accepting:
+        made = Row(
+            "kto", case, answer.text, answer.completion_id, label=True, strength=max(one.weight for one in accepting), evidence=accepting
+        )
+        made = replace(made, problem=f"gate:{problems[0]}" if problems else None if made.is_sure else "unsure")
+        yield from (made, replace(made, kind="grpo", label=None))
+    if against:
+        is_due = gates.is_due_no(answer.text, case)
+        made = Row("kto", case, answer.text, answer.completion_id, label=False, strength=strength(against), evidence=against)
+        made = replace(made, problem="due_refusal" if is_due else None if made.is_sure else "unsure")
+        yield made
+        yield _pair(chat, answer, replace(made, kind="dpo", label=None, rejected=answer.text, rejected_id=answer.completion_id), gates)
+
+
+def strength(against: Sequence[Evidence]) -> float:
+    """How surely the answer was bad: 1 an agent corrected it, .8 two things say so, .6 thumb, .5 rephrased, .3 asked again, .2 stopped."""
+    kinds = {one.kind for one in against}
+    if "agent_correction" in kinds:
+        return 1.0
+    is_tagged = any(one.tags for one in against if one.kind == "thumb")
+    if is_tagged or len(kinds & {"thumb", "rephrase", "correction"}) > 1:
+        return 0.8
+    return next((value for names, value in STRENGTHS if kinds & names), 0.0)
+
+
+STRENGTHS = (({"thumb"}, 0.6), ({"rephrase", "correction"}, 0.5), ({"regenerate", "edit"}, 0.3), ({"stop"}, 0.2))
+
+
+def _pair(chat: Chat, rejected: Message, row: Row, gates: Gates) -> Row:
+    """Find what should have been said: another answer to the same question, or the one that a restated question got; else leave it open."""
+    row = replace(row, answer=None, answer_id=None)
+    is_linked = _is_restated(row.evidence)
+    for later in chat.said:
+        question = chat.question_of(later) if later.seq > rejected.seq and later.role in ("assistant", "agent") else None
+        if question is None:
+            continue
+        is_same = question.id == row.case.question_id
+        if not _is_accepted(chat, later):
+            is_linked &= is_same or _is_restated(chat.signals.get(str(later.completion_id), ()))
+        elif is_same or is_linked:
+            restated = [each.text for each in chat.said if each.role == "user" and rejected.seq < each.seq < later.seq]
+            if not is_same and not gates.stands_alone(later.text, row.case, restated):
+                return replace(row, reference=later.text, problem=row.problem or "needs_regeneration")
+            return _chosen(row, later, gates)
+    return replace(row, problem=row.problem or "nothing_accepted")
+
+
+def _chosen(row: Row, later: Message, gates: Gates) -> Row:
+    by_agent = later.role == "agent"
+    problems = [each for each in gates.problems(later.text, row.case) if not by_agent or each not in PERSONS_OWN]
+    problem = row.problem or (f"gate:{problems[0]}" if problems else None)
+    origin: Origin = "agent" if by_agent else "natural"
+    return replace(row, answer=later.text, answer_id=later.completion_id or later.id, origin=origin, problem=problem)
+
+
+def _is_restated(evidence: Iterable[Evidence]) -> bool:
+    return any(one.kind in RESTATED and one.value < 0 for one in evidence)
+
+
+def _is_accepted(chat: Chat, answer: Message) -> bool:
+    if answer.role == "agent":
+        return answer.gold
+    signals = chat.signals.get(str(answer.completion_id), ())
+    liked = any(one.kind in ACCEPTING and one.value > 0 for one in signals)
+    return liked and not any(one.kind in AGAINST and one.value < 0 for one in signals)
+
+
+Complete = Callable[[Sequence[Turn], int], Awaitable[Sequence[str]]]
+
+
+async def regenerate(rows: Sequence[Row], complete: Complete, gates: Gates, prompt: Callable[[Case], Sequence[Turn]]) -> list[Row]:
+    """Give the rows that wait for it a chosen answer of the present model: of k, the one that agrees best with the accepted answer.
+
+    It must pass every gate, and agree enough. `complete(turns, k)` asks any chat endpoint; `prompt(case)` has the system message.
+    """
+    done = []
+    for row in rows:
+        if row.problem == "needs_regeneration" and row.reference:
+            facts = {"answer": row.reference}
+            candidates = await complete(prompt(row.case), NUM_CANDIDATES)
+            fit = [each for each in candidates if not gates.problems(each, row.case) and each != row.rejected]
+            best = max(fit, key=lambda each: agrees(each, facts), default=None)
+            if best is not None and agrees(best, facts) >= MIN_AGREEMENT:
+                row = replace(row, answer=best, answer_id=None, origin="regenerated", problem=None)
+        done.append(row)
+    return done
+
+
+def problems_of(rows: Iterable[Row]) -> Counter[str]:
+    """How many rows are left out, by kind and reason."""
+    return Counter(f"{row.kind}:{row.problem}" for row in rows if row.problem)
