@@ -5,7 +5,6 @@ A row's prompt is what was on the screen up to that question, and nothing later:
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -15,7 +14,7 @@ from sqlalchemy import Connection, and_, select
 from feedback.grams import terms
 from feedback.record import Message, newest_branch, read_messages
 from feedback.rewards import Action, action_of, agrees, language_of, numbers_in, numbers_supported
-from feedback.tables import citation, completion, conversation, message, passage, retrieval, signal
+from feedback.tables import citation, conversation, message, passage, retrieval, signal
 
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
 Kind = Literal["dpo", "kto", "sft", "grpo"]
@@ -59,6 +58,17 @@ class Weighed(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class AsStored:
+    """A signal that counts as much as was decided when it came."""
+
+    signal: Signal
+
+    @property
+    def weight(self) -> float:
+        return self.signal.weight
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One signal behind a row. What trains is made of these parts and kept as parts, so that a later round can weigh anew."""
 
@@ -78,6 +88,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
+    """`number` as the system message numbered it and a citation spells it."""
+
+    number: int
     id: str
     title: str
     text: str
@@ -120,6 +133,7 @@ class Row:
     evidence: tuple[Evidence, ...] = ()
     reference: str | None = None
     problem: str | None = None
+    is_redacted: bool = False  # something in it was replaced
 
     @property
     def id(self) -> str:
@@ -230,22 +244,19 @@ def read_chats(connection: Connection, weigh: Callable[[Sequence[Signal]], Itera
 
 
 def _passages(connection: Connection) -> dict[str, tuple[Passage, ...]]:
-    """What each answer saw, best first; where only its citations are kept, those."""
+    """What each answer saw: what it cites under its number, the rest in the free places, best first."""
+    cited = select(citation.c.completion_id, citation.c.number, citation.c.passage_id, citation.c.title, citation.c.text)
+    found: dict[str, dict[int, Passage]] = {}
+    for completion_id, number, *words in connection.execute(cited):
+        found.setdefault(completion_id, {})[number] = Passage(number, *words)
     joined = retrieval.join(passage, and_(passage.c.id == retrieval.c.passage_id, passage.c.version == retrieval.c.version))
     seen = select(retrieval.c.completion_id, passage.c.id, passage.c.title, passage.c.text).select_from(joined)
-    cited = select(citation.c.completion_id, citation.c.passage_id, citation.c.title, citation.c.text)
-    found: dict[str, dict[str, Passage]] = {}
-    for query in (seen.order_by(retrieval.c.completion_id, retrieval.c.rank), cited.order_by(citation.c.completion_id, citation.c.number)):
-        for completion_id, passage_id, title, text in connection.execute(query):
-            found.setdefault(completion_id, {}).setdefault(passage_id, Passage(passage_id, title, text))
-    return {completion_id: tuple(by_id.values()) for completion_id, by_id in found.items()}
-
-
-def read_made(connection: Connection, ids: Iterable[str]) -> dict[str, Mapping[str, object]]:
-    """How answers were made: their completions' rows, by id."""
-    wanted = set(ids)
-    rows = connection.execute(select(completion).order_by(completion.c.id)).mappings()
-    return {row["id"]: dict(row) for row in rows if row["id"] in wanted}
+    for completion_id, *words in connection.execute(seen.order_by(retrieval.c.completion_id, retrieval.c.rank)):
+        mine = found.setdefault(completion_id, {})
+        if words[0] not in {each.id for each in mine.values()}:
+            free = next(number for number in range(1, len(mine) + 2) if number not in mine)
+            mine[free] = Passage(free, *words)
+    return {completion_id: tuple(mine[number] for number in sorted(mine)) for completion_id, mine in found.items()}
 
 
 def make_rows(chat: Chat, gates: Gates) -> Iterator[Row]:
@@ -364,8 +375,3 @@ async def regenerate(rows: Sequence[Row], complete: Complete, gates: Gates, prom
                 row = replace(row, answer=best, answer_id=None, origin="regenerated", problem=None)
         done.append(row)
     return done
-
-
-def problems_of(rows: Iterable[Row]) -> Counter[str]:
-    """How many rows are left out, by kind and reason."""
-    return Counter(f"{row.kind}:{row.problem}" for row in rows if row.problem)

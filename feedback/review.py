@@ -89,7 +89,7 @@ class Reviews:
 
     async def verdicts(self) -> dict[str, list[Verdict]]:
         """Every verdict, oldest first, by pair."""
-        return await self._database.read(_verdicts)
+        return await self._database.read(read_verdicts)
 
     async def agreement(self) -> Agreement:
         """Of the first two verdicts on every pair that has them."""
@@ -106,7 +106,14 @@ def agreement(judged: Sequence[tuple[Verdict, Verdict]]) -> Agreement:
     return Agreement(len(judged), observed, None if expected == 1 else (observed - expected) / (1 - expected))
 
 
-def _verdicts(connection: Connection) -> dict[str, list[Verdict]]:
+def regenerated(connection: Connection) -> dict[str, str]:
+    """The answers that were made for pairs, by pair."""
+    rows = connection.execute(select(pair.c.id, pair.c.chosen).where(pair.c.origin == "regenerated", pair.c.chosen.is_not(None)))
+    return {row.id: row.chosen for row in rows}
+
+
+def read_verdicts(connection: Connection) -> dict[str, list[Verdict]]:
+    """Every verdict, oldest first, by pair."""
     said: dict[str, list[Verdict]] = {}
     for row in connection.execute(select(review).order_by(review.c.seq)):
         said.setdefault(row.pair_id, []).append(row.verdict)
@@ -116,7 +123,8 @@ def _verdicts(connection: Connection) -> dict[str, list[Verdict]]:
 def _offer(connection: Connection, row: Row, now: int) -> bool:
     values = {"chosen": row.answer, "chosen_ref": row.answer_id, "origin": row.origin, "strength": row.strength, "problem": row.problem}
     if connection.execute(select(pair.c.id).where(pair.c.id == row.id)).first():
-        unjudged = and_(pair.c.id == row.id, ~exists().where(review.c.pair_id == row.id))
+        # What was judged stays what was judged, and an answer that was made is not made again.
+        unjudged = and_(pair.c.id == row.id, ~exists().where(review.c.pair_id == row.id), pair.c.origin != "regenerated")
         connection.execute(update(pair).where(unjudged).values(**values))
         return False
     about = {"conversation_id": row.case.conversation_id, "question_id": row.case.question_id, "rejected_id": row.rejected_id}

@@ -21,6 +21,7 @@ from server import models_cli
 from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
 from server.desk.policy_file import BadPolicy
+from server.export_cli import export
 from server.knowledge_cli import KnowledgeFailed, knowledge_cli
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
@@ -168,6 +169,7 @@ def new() -> None:
     out.print(f"Let the server know it: KEFU_SERVER__API_KEYS={key_hash}", highlight=False, soft_wrap=True)
 
 
+cli.command("export")(export)
 cli.add_typer(key_cli, name="key")
 cli.add_typer(service_cli, name="service")
 cli.add_typer(adapter_cli, name="adapter")

@@ -88,6 +88,11 @@ class ChatTemplate:
             token_ids += self._tokenizer.encode(f"\n{CLOSE}\n\n" if self.opens_thought else f"{OPEN}\n\n{CLOSE}\n\n", special=True)
         return Prompt(token_ids, self._public_len(messages, tools, token_ids), thinking_open=self.opens_thought and effort != "none")
 
+    def text(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt as text, its thought closed and empty. Nothing guards special tokens here. Raises TemplateRefused."""
+        closed = (f"\n{CLOSE}\n\n" if self.opens_thought else f"{OPEN}\n\n{CLOSE}\n\n") if self.thinks else ""
+        return self._render_text(messages, (), "") + closed
+
     def stem(self, messages: Sequence[ChatMessage], tools: tuple[Tool, ...] = ()) -> Prompt:
         """The part of the next turn's prompt that is certain whatever the user says next. Raises InvalidRequest."""
         token_ids = self._stem(messages, tools)

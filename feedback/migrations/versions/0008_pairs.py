@@ -16,9 +16,9 @@ def upgrade() -> None:
     op.create_table(
         "pair",
         sa.Column("id", sa.String(40), primary_key=True),
-        sa.Column("conversation_id", sa.ForeignKey("conversation.id"), nullable=False, index=True),
-        sa.Column("question_id", sa.ForeignKey("message.id"), nullable=False),
-        sa.Column("rejected_id", sa.ForeignKey("completion.id"), nullable=False),
+        sa.Column("conversation_id", sa.String(40), sa.ForeignKey("conversation.id"), nullable=False, index=True),
+        sa.Column("question_id", sa.String(40), sa.ForeignKey("message.id"), nullable=False),
+        sa.Column("rejected_id", sa.String(64), sa.ForeignKey("completion.id"), nullable=False),
         sa.Column("chosen", sa.Text),
         sa.Column("chosen_ref", sa.String(64)),
         sa.Column("origin", sa.String(16), nullable=False),
@@ -29,7 +29,7 @@ def upgrade() -> None:
     op.create_table(
         "review",
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("pair_id", sa.ForeignKey("pair.id"), nullable=False),
+        sa.Column("pair_id", sa.String(40), sa.ForeignKey("pair.id"), nullable=False),
         sa.Column("rater", sa.String(100), nullable=False),
         sa.Column("verdict", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text),

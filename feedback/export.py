@@ -1,0 +1,195 @@
+"""From rows to examples that may leave: redacted, deduplicated, capped, split; and why each of the others may not."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from sqlalchemy import Connection, select
+
+from feedback.pairs import Gates, Row, Signal, Turn, Weighed, make_rows, read_chats
+from feedback.redact import Redactor, find
+from feedback.review import NUM_RATERS, Verdict, read_verdicts, regenerated
+from feedback.similar import Groups, near_duplicates, normalised
+from feedback.tables import completion
+
+VALID_SHARE = 0.1
+MAX_COPIES = 3
+MAX_ROWS_A_DAY, MAX_VISITOR_SHARE = 3, 0.02
+DAY_MS = 24 * 3_600_000
+LENGTH_RATIO = (0.8, 1.25)
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an export is made. `salt` decides the split and stays the same for good; `orders` and `public` are the redactor's."""
+
+    salt: str
+    orders: Sequence[re.Pattern[str]] = ()
+    public: Collection[str] = ()
+    is_redacted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row that may leave. `copies` of it were found (at most 3 count); `split` is train or valid."""
+
+    row: Row
+    copies: int = 1
+    split: str = "train"
+
+    @property
+    def weight(self) -> float:
+        """What a trainer that takes one number is told; the parts stand in the provenance."""
+        sure = min((one.prob * one.weight for one in self.row.evidence), default=1.0)
+        return round(self.row.strength * sure * self.copies, 4)
+
+
+@dataclass(slots=True)
+class Selection:
+    """The examples by kind, and how many rows were left out, by kind and reason."""
+
+    examples: list[Example] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that an export is made from, as it was at one moment. `made` is how each answer was made, by completion."""
+
+    rows: list[Row]
+    verdicts: dict[str, list[Verdict]]
+    made: dict[str, Mapping[str, object]]
+
+
+def read_snapshot(connection: Connection, weigh: Callable[[Sequence[Signal]], Iterable[Weighed]], gates: Gates) -> Snapshot:
+    """The rows of every conversation whose visitor agreed, with answers that were made for them before."""
+    rows = [row for chat in read_chats(connection, weigh) for row in make_rows(chat, gates)]
+    remade = regenerated(connection)
+    rows = [
+        replace(row, answer=remade[row.id], origin="regenerated", problem=None)
+        if row.problem == "needs_regeneration" and row.id in remade
+        else row
+        for row in rows
+    ]
+    wanted = {name for row in rows for name in (row.answer_id, row.rejected_id)}
+    made: dict[str, Mapping[str, object]] = {
+        row["id"]: dict(row) for row in connection.execute(select(completion)).mappings() if row["id"] in wanted
+    }
+    return Snapshot(rows, read_verdicts(connection), made)
+
+
+def select_examples(snapshot: Snapshot, rules: Rules, step: Step = lambda name: None) -> Selection:
+    """What may leave. The same snapshot and rules give the same examples in the same order."""
+    selection = Selection()
+    kept = sorted((_reviewed(row, snapshot.verdicts.get(row.id, [])) for row in snapshot.rows), key=lambda row: row.id)
+    step("redacting")
+    kept = _drop(selection, [(row, row.problem) for row in kept])
+    kept = _drop(selection, [_redacted(row, redactor, rules) for row, redactor in _redactors(kept, rules)])
+    step("looking for doubles")
+    examples = _distinct(selection, kept)
+    step("capping and splitting")
+    examples = _capped(selection, examples)
+    examples = _balanced(selection, examples)
+    selection.examples = _split(examples, rules.salt)
+    return selection
+
+
+def _drop(selection: Selection, judged: Iterable[tuple[Row, str | None]]) -> list[Row]:
+    judged = list(judged)
+    selection.dropped.update(f"{row.kind}: {problem}" for row, problem in judged if problem)
+    return [row for row, problem in judged if not problem]
+
+
+def _reviewed(row: Row, verdicts: Sequence[Verdict]) -> Row:
+    """People decide what a detector was not sure of, and may refuse anything."""
+    if "bad" in verdicts:
+        return replace(row, problem="review")
+    return replace(row, problem=None) if row.problem == "unsure" and verdicts.count("good") >= NUM_RATERS else row
+
+
+def _redactors(rows: Sequence[Row], rules: Rules) -> list[tuple[Row, Redactor]]:
+    """Each row with its conversation's redactor; what stands in a passage is the shop's and stays."""
+    redactors: dict[str, Redactor] = {}
+    public: defaultdict[str, set[str]] = defaultdict(lambda: set(rules.public))
+    for row in rows:
+        public[row.case.conversation_id] |= {one.value for each in row.case.passages for one in find(each.text)}
+    for row in rows:
+        name = row.case.conversation_id
+        redactors.setdefault(name, Redactor(rules.orders, public[name]))
+    return [(row, redactors[row.case.conversation_id]) for row in sorted(rows, key=lambda row: (row.case.at_ms, row.id))]
+
+
+def _redacted(row: Row, redactor: Redactor, rules: Rules) -> tuple[Row, str | None]:
+    """A second look must find nothing, or the row stays here."""
+    if not rules.is_redacted:
+        return row, None
+    turns = tuple(Turn(turn.role, redactor.redact(turn.content)) for turn in row.case.turns)
+    answer, rejected = (text if text is None else redactor.redact(text) for text in (row.answer, row.rejected))
+    is_redacted = (turns, answer, rejected) != (row.case.turns, row.answer, row.rejected)
+    clean = replace(row, case=replace(row.case, turns=turns), answer=answer, rejected=rejected, reference=None, is_redacted=is_redacted)
+    texts = [*(turn.content for turn in turns), answer or "", rejected or ""]
+    return clean, "redaction" if any(redactor.find(text) for text in texts) else None
+
+
+def _distinct(selection: Selection, rows: Sequence[Row]) -> list[Example]:
+    """One of each; what differs by little from a kept example is left out."""
+    same: defaultdict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.id):
+        words = [*(turn.content for turn in row.case.turns), row.answer or "", row.rejected or "", str(row.label)]
+        same[(row.kind, *(normalised(each) for each in words))].append(row)
+    selection.dropped.update(f"{kind}: double" for (kind, *_), copies in same.items() for _ in copies[1:])
+    examples = [Example(copies[0], min(len(copies), MAX_COPIES)) for copies in same.values()]
+    near = near_duplicates([" ".join((one.row.kind, str(one.row.label), *_words(one.row))) for one in examples])
+    doubles = {max(pair) for pair in near if examples[pair[0]].row.kind == examples[pair[1]].row.kind}
+    selection.dropped.update(f"{examples[place].row.kind}: near double" for place in doubles)
+    return [one for place, one in enumerate(examples) if place not in doubles]
+
+
+def _words(row: Row) -> tuple[str, str, str]:
+    return row.case.question, row.answer or "", row.rejected or ""
+
+
+def _capped(selection: Selection, examples: Sequence[Example]) -> list[Example]:
+    """No visitor steers a round: 3 rows of a kind a day, and 2% of the kind (3 while there are fewer than 150)."""
+    days, totals, kept = Counter[tuple[str, ...]](), Counter[tuple[str, str]](), []
+    sizes = Counter(one.row.kind for one in examples)
+    for one in examples:
+        kind, visitor = one.row.kind, one.row.case.visitor_id
+        day = (kind, visitor, str(one.row.case.at_ms // DAY_MS))
+        if days[day] >= MAX_ROWS_A_DAY or totals[kind, visitor] >= max(MAX_ROWS_A_DAY, int(sizes[kind] * MAX_VISITOR_SHARE)):
+            selection.dropped[f"{kind}: visitor cap"] += 1
+            continue
+        days[day] += 1
+        totals[kind, visitor] += 1
+        kept.append(one)
+    return kept
+
+
+def _balanced(selection: Selection, examples: Sequence[Example]) -> list[Example]:
+    """Leave out the pairs with the most lopsided lengths until chosen and rejected are about as long, lest length be what is learnt."""
+    pairs = sorted((one for one in examples if one.row.kind == "dpo"), key=lambda one: (_length_ratio([one]), one.row.id))
+    while pairs and not LENGTH_RATIO[0] <= _length_ratio(pairs) <= LENGTH_RATIO[1]:
+        pairs.pop(-1 if _length_ratio(pairs) > 1 else 0)
+        selection.dropped["dpo: length"] += 1
+    left = {one.row.id for one in pairs}
+    return [one for one in examples if one.row.kind != "dpo" or one.row.id in left]
+
+
+def _length_ratio(pairs: Sequence[Example]) -> float:
+    return fmean(len(one.row.answer or "") for one in pairs) / max(1.0, fmean(len(one.row.rejected or "") for one in pairs))
+
+
+def _split(examples: Sequence[Example], salt: str) -> list[Example]:
+    """Nine to one. What shares a visitor, a conversation or nearly a question stays on one side."""
+    groups = Groups()
+    visitors = [hashlib.sha256(f"{salt}\0{one.row.case.visitor_id}".encode()).hexdigest() for one in examples]
+    for one, visitor in zip(examples, visitors, strict=True):
+        groups.join((visitor, f"~{one.row.case.conversation_id}", f"~{normalised(one.row.case.question)}"))
+    for a, b in near_duplicates([one.row.case.question for one in examples]):
+        groups.join((visitors[a], visitors[b]))
+    sides = (hashlib.sha256(f"{salt}\0{groups.root(visitor)}".encode()).digest()[0] for visitor in visitors)
+    return [replace(one, split="valid" if side < 256 * VALID_SHARE else "train") for one, side in zip(examples, sides, strict=True)]
