@@ -19,6 +19,7 @@ VALID_SHARE = 0.1
 MAX_COPIES = 3
 MAX_ROWS_A_DAY, MAX_VISITOR_SHARE = 3, 0.02
 DAY_MS = 24 * 3_600_000
+KINDS = ("dpo", "kto", "sft", "grpo")
 LENGTH_RATIO = (0.8, 1.25)
 Step = Callable[[str], None]
 
@@ -184,12 +185,15 @@ def _length_ratio(pairs: Sequence[Example]) -> float:
 
 
 def _split(examples: Sequence[Example], salt: str) -> list[Example]:
-    """Nine to one. What shares a visitor, a conversation or nearly a question stays on one side."""
+    """Nine to one. What shares a visitor, a conversation or nearly a prompt stays on one side; what is too much for valid is train."""
     groups = Groups()
     visitors = [hashlib.sha256(f"{salt}\0{one.row.case.visitor_id}".encode()).hexdigest() for one in examples]
-    for one, visitor in zip(examples, visitors, strict=True):
-        groups.join((visitor, f"~{one.row.case.conversation_id}", f"~{normalised(one.row.case.question)}"))
-    for a, b in near_duplicates([one.row.case.question for one in examples]):
+    prompts = ["\n".join(turn.content for turn in one.row.case.turns) for one in examples]
+    for one, visitor, prompt in zip(examples, visitors, prompts, strict=True):
+        groups.join((visitor, f"~{one.row.case.conversation_id}", f"~{normalised(prompt)}"))
+    for a, b in near_duplicates(prompts):
         groups.join((visitors[a], visitors[b]))
-    sides = (hashlib.sha256(f"{salt}\0{groups.root(visitor)}".encode()).digest()[0] for visitor in visitors)
-    return [replace(one, split="valid" if side < 256 * VALID_SHARE else "train") for one, side in zip(examples, sides, strict=True)]
+    roots = [groups.root(visitor) for visitor in visitors]
+    sizes, most = Counter(roots), max(MAX_COPIES * len(KINDS), VALID_SHARE * len(examples))
+    valid = {root for root in sizes if hashlib.sha256(f"{salt}\0{root}".encode()).digest()[0] < 256 * VALID_SHARE and sizes[root] <= most}
+    return [replace(one, split="valid" if root in valid else "train") for one, root in zip(examples, roots, strict=True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from feedback import redact
-from feedback.export import Example, Rules, Selection
+from feedback.export import KINDS, Example, Rules, Selection
 from feedback.pairs import Case, Row, Turn
 from feedback.rewards import action_of, language_of
 
@@ -90,7 +90,7 @@ def write_export(selection: Selection, made: Mapping[str, Json], shop: Shop, rul
 
 
 def _files(examples: Sequence[Example], made: Mapping[str, Json], shop: Shop, dropped: Counter[str]) -> Iterator[tuple[str, bytes]]:
-    by_kind = {kind: [one for one in examples if one.row.kind == kind] for kind in ("dpo", "kto", "sft", "grpo")}
+    by_kind = {kind: [one for one in examples if one.row.kind == kind] for kind in KINDS}
     factory: dict[str, Json] = {}
     for kind, mine in by_kind.items():
         yield from _split_lines(f"trl/{kind}", mine, lambda one: _trl(one.row, shop))
@@ -275,7 +275,7 @@ def _how(row: Row, name: str, how: Json) -> Json:
     """How an answer was made. Token ids spell what was said: they stay here where anything was redacted, or where later turns led to it."""
     hidden = {"prompt_token_ids", "completion_token_ids", "logprobs"} if row.is_redacted else set()
     hidden |= {"prompt_token_ids"} if row.kind == "dpo" and name == row.answer_id else set()
-    return {key: how[key] for key in HOW if key not in hidden}
+    return {key: how[key] for key in HOW if key in how and key not in hidden}
 
 
 def _manifest(selection: Selection, rules: Rules) -> dict[str, object]:
