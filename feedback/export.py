@@ -21,6 +21,8 @@ MAX_ROWS_A_DAY, MAX_VISITOR_SHARE = 3, 0.02
 DAY_MS = 24 * 3_600_000
 KINDS = ("dpo", "kto", "sft", "grpo")
 LENGTH_RATIO = (0.8, 1.25)
+# Of fewer pairs the mean says nothing, and they train nothing.
+MIN_BALANCED = 20
 Step = Callable[[str], None]
 
 
@@ -173,7 +175,7 @@ def _capped(selection: Selection, examples: Sequence[Example]) -> list[Example]:
 def _balanced(selection: Selection, examples: Sequence[Example]) -> list[Example]:
     """Leave out the pairs with the most lopsided lengths until chosen and rejected are about as long, lest length be what is learnt."""
     pairs = sorted((one for one in examples if one.row.kind == "dpo"), key=lambda one: (_length_ratio([one]), one.row.id))
-    while pairs and not LENGTH_RATIO[0] <= _length_ratio(pairs) <= LENGTH_RATIO[1]:
+    while len(pairs) >= MIN_BALANCED and not LENGTH_RATIO[0] <= _length_ratio(pairs) <= LENGTH_RATIO[1]:
         pairs.pop(-1 if _length_ratio(pairs) > 1 else 0)
         selection.dropped["dpo: length"] += 1
     left = {one.row.id for one in pairs}

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -211,13 +212,15 @@ SPEAKERS = {"user": "human", "assistant": "gpt"}
 
 
 def _factory(row: Row, shop: Shop) -> Json:
-    turns = [{"from": SPEAKERS[turn.role], "value": turn.content} for turn in row.case.turns]
+    # There turns must alternate; a person may have spoken after the assistant.
+    spoken = groupby(row.case.turns, key=lambda turn: SPEAKERS[turn.role])
+    turns = [{"from": who, "value": "\n\n".join(turn.content for turn in said)} for who, said in spoken]
     answer = {"from": "gpt", "value": row.answer or ""}
     if row.kind == "dpo":
-        said: Json = {"conversations": turns, "chosen": answer, "rejected": {"from": "gpt", "value": row.rejected or ""}}
+        made: Json = {"conversations": turns, "chosen": answer, "rejected": {"from": "gpt", "value": row.rejected or ""}}
     else:
-        said = {"conversations": [*turns, answer], **({"kto_tag": bool(row.label)} if row.kind == "kto" else {})}
-    return {**said, "system": shop.system(row.case)}
+        made = {"conversations": [*turns, answer], **({"kto_tag": bool(row.label)} if row.kind == "kto" else {})}
+    return {**made, "system": shop.system(row.case)}
 
 
 def _mlx(row: Row, shop: Shop) -> Json:

@@ -128,8 +128,8 @@ def test_one_visitor_cannot_fill_a_round_and_doubles_count_little() -> None:
 
 
 def test_lengths_are_evened_out() -> None:
-    talks = a_shop(12)
-    for talk in talks[:6]:
+    talks = a_shop(40)
+    for talk in talks[:12]:
         talk.said[3] = replace(talk.said[3], text=talk.said[3].text + " 退款在申请后到账。" * 9)
     selection = select_examples(snapshot(*talks), RULES)
     pairs = [one.row for one in selection.examples if one.row.kind == "dpo"]
