@@ -9,7 +9,7 @@ from statistics import fmean
 
 from sqlalchemy import Connection, select
 
-from feedback.pairs import Gates, Row, Signal, Turn, Weighed, make_rows, read_chats
+from feedback.pairs import Gates, Row, Turn, Weighed, as_stored, make_rows, read_chats
 from feedback.redact import Redactor, find
 from feedback.review import NUM_RATERS, Verdict, read_verdicts, regenerated
 from feedback.similar import Groups, near_duplicates, normalised
@@ -46,9 +46,10 @@ class Example:
 
     @property
     def weight(self) -> float:
-        """What a trainer that takes one number is told; the parts stand in the provenance."""
-        sure = min((one.prob * one.weight for one in self.row.evidence), default=1.0)
-        return round(self.row.strength * sure * self.copies, 4)
+        """What a trainer that takes one number is told: the strength, or less where caps left less. Its parts are in the provenance."""
+        counts = max((one.weight for one in self.row.evidence), default=1.0)
+        sure = min((one.prob for one in self.row.evidence), default=1.0)
+        return round(min(self.row.strength, counts) * sure * self.copies, 4)
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class Snapshot:
     made: dict[str, Mapping[str, object]]
 
 
-def read_snapshot(connection: Connection, weigh: Callable[[Sequence[Signal]], Iterable[Weighed]], gates: Gates) -> Snapshot:
+def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connection], Iterable[Weighed]] = as_stored) -> Snapshot:
     """The rows of every conversation whose visitor agreed, with answers that were made for them before."""
     rows = [row for chat in read_chats(connection, weigh) for row in make_rows(chat, gates)]
     remade = regenerated(connection)
@@ -111,7 +112,10 @@ def _reviewed(row: Row, verdicts: Sequence[Verdict]) -> Row:
     """People decide what a detector was not sure of, and may refuse anything."""
     if "bad" in verdicts:
         return replace(row, problem="review")
-    return replace(row, problem=None) if row.problem == "unsure" and verdicts.count("good") >= NUM_RATERS else row
+    if row.problem != "unsure" or verdicts.count("good") < NUM_RATERS:
+        return row
+    certain = tuple(replace(one, prob=1.0, weight=max(one.weight, row.strength)) for one in row.evidence)
+    return replace(row, problem=None, evidence=certain)
 
 
 def _redactors(rows: Sequence[Row], rules: Rules) -> list[tuple[Row, Redactor]]:

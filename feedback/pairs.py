@@ -19,11 +19,11 @@ from feedback.tables import citation, conversation, message, passage, retrieval,
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
 Kind = Literal["dpo", "kto", "sft", "grpo"]
 
-AGAINST = frozenset({"thumb", "rephrase", "correction", "regenerate", "edit", "stop", "agent_correction"})
 RESTATED = frozenset({"rephrase", "correction", "edit"})
 ACCEPTING = frozenset({"thumb", "gratitude"})
 # A detector's guess trains without a person's look only when it is this sure.
 SURE = 0.9
+NEEDS_REVIEW = "needs_review"
 MAX_ANSWER_CHARS = 4000
 NUM_CANDIDATES = 4
 MIN_AGREEMENT = 0.5
@@ -34,7 +34,7 @@ MAX_CALL_CHARS = 40
 
 
 class Signal(Protocol):
-    """A row of the signal table."""
+    """What is read of a signal; a row of its table has it."""
 
     @property
     def id(self) -> str: ...
@@ -43,18 +43,18 @@ class Signal(Protocol):
     @property
     def value(self) -> float: ...
     @property
-    def weight(self) -> float: ...
-    @property
     def completion_id(self) -> str | None: ...
 
 
 class Weighed(Protocol):
-    """A signal and how much it counts after duplicates, floods and caps; `reason` says why it is 0."""
+    """A signal and how much it counts after all caps; `reason` says why that is not its kind's full strength."""
 
     @property
     def signal(self) -> Signal: ...
     @property
     def weight(self) -> float: ...
+    @property
+    def reason(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,15 @@ class AsStored:
     """A signal that counts as much as was decided when it came."""
 
     signal: Signal
+    weight: float
+    reason: str | None = None
 
-    @property
-    def weight(self) -> float:
-        return self.signal.weight
+
+def as_stored(connection: Connection) -> list[AsStored]:
+    """Every signal that no later one retracts."""
+    rows = connection.execute(select(signal).order_by(signal.c.seq)).all()
+    retracted = {row.retracts_id for row in rows}
+    return [AsStored(row, row.weight, row.reason) for row in rows if row.id not in retracted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,23 +224,19 @@ class Chat:
         return asked[-1] if asked else None
 
 
-def read_chats(connection: Connection, weigh: Callable[[Sequence[Signal]], Iterable[Weighed]]) -> list[Chat]:
-    """Every conversation whose visitor agreed to training, by id. `weigh` sees all their signals at once."""
+def read_chats(connection: Connection, weigh: Callable[[Connection], Iterable[Weighed]]) -> list[Chat]:
+    """Every conversation whose visitor agreed to training, by id. `weigh` sees all signals, those of the others too."""
     agreed = select(*conversation.c["id", "visitor_id", "language"]).where(conversation.c.consent_train).order_by(conversation.c.id)
-    opened = connection.execute(agreed).all()
-    ids = select(conversation.c.id).where(conversation.c.consent_train)
-    rows = connection.execute(select(signal).where(signal.c.conversation_id.in_(ids)).order_by(signal.c.seq)).all()
-    retracted = {row.retracts_id for row in rows}
     signals: dict[str, list[Evidence]] = {}
-    for one in weigh([row for row in rows if row.id not in retracted]):
+    for one in weigh(connection):
         row = one.signal
-        if row.completion_id and one.weight > 0:
+        if row.completion_id and (one.weight > 0 or one.reason == NEEDS_REVIEW):
             prob, tags = getattr(row, "prob", None), tuple(getattr(row, "tags", ()))
             found = Evidence(row.id, row.kind, row.value, one.weight, 1.0 if prob is None else float(prob), tags)
             signals.setdefault(row.completion_id, []).append(found)
     passages = _passages(connection)
     chats = []
-    for row in opened:
+    for row in connection.execute(agreed).all():
         said = read_messages(connection, and_(message.c.conversation_id == row.id, message.c.role != "note"))
         answered = [str(each.completion_id) for each in said if each.completion_id]
         mine = {each: tuple(signals.get(each, ())) for each in answered}
@@ -284,7 +285,7 @@ def _from_agent(answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
 
 def _from_answer(chat: Chat, answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
     signals = chat.signals.get(str(answer.completion_id), ())
-    against = tuple(one for one in signals if one.kind in AGAINST and one.value < 0)
+    against = tuple(one for one in signals if one.kind in STRENGTHS and one.value < 0)
     accepting = tuple(one for one in signals if one.kind in ACCEPTING and one.value > 0)
     if answer.status == "interrupted" or (against and accepting):
         return
@@ -303,18 +304,16 @@ def _from_answer(chat: Chat, answer: Message, case: Case, gates: Gates) -> Itera
         yield _pair(chat, answer, replace(made, kind="dpo", label=None, rejected=answer.text, rejected_id=answer.completion_id), gates)
 
 
+# What one kind alone says; a thumb that says why, or two kinds that agree, say as much as a correction.
+STRENGTHS = {"agent_correction": 1.0, "correction": 0.8, "thumb": 0.6, "rephrase": 0.5, "regenerate": 0.3, "edit": 0.3, "stop": 0.2}
+
+
 def strength(against: Sequence[Evidence]) -> float:
-    """How surely the answer was bad: 1 an agent corrected it, .8 two things say so, .6 thumb, .5 rephrased, .3 asked again, .2 stopped."""
+    """How surely the answer was bad, 0 to 1."""
     kinds = {one.kind for one in against}
-    if "agent_correction" in kinds:
-        return 1.0
     is_tagged = any(one.tags for one in against if one.kind == "thumb")
-    if is_tagged or len(kinds & {"thumb", "rephrase", "correction"}) > 1:
-        return 0.8
-    return next((value for names, value in STRENGTHS if kinds & names), 0.0)
-
-
-STRENGTHS = (({"thumb"}, 0.6), ({"rephrase", "correction"}, 0.5), ({"regenerate", "edit"}, 0.3), ({"stop"}, 0.2))
+    agree = 0.8 if is_tagged or kinds >= {"thumb", "rephrase"} else 0.0
+    return max([agree, *(STRENGTHS[kind] for kind in kinds)])
 
 
 def _pair(chat: Chat, rejected: Message, row: Row, gates: Gates) -> Row:
@@ -353,7 +352,7 @@ def _is_accepted(chat: Chat, answer: Message) -> bool:
         return answer.gold
     signals = chat.signals.get(str(answer.completion_id), ())
     liked = any(one.kind in ACCEPTING and one.value > 0 for one in signals)
-    return liked and not any(one.kind in AGAINST and one.value < 0 for one in signals)
+    return liked and not any(one.kind in STRENGTHS and one.value < 0 for one in signals)
 
 
 Complete = Callable[[Sequence[Turn], int], Awaitable[Sequence[str]]]

@@ -55,7 +55,7 @@ async def _export(settings: Settings, folder: Path, orders: Sequence[re.Pattern[
     from feedback.audit import Audit
     from feedback.database import Database, RecordUnavailable
     from feedback.export import Rules, read_snapshot, select_examples
-    from feedback.pairs import AsStored, regenerate
+    from feedback.pairs import regenerate
     from feedback.review import Reviews
     from feedback.writers import turns_of, write_export
 
@@ -70,7 +70,7 @@ async def _export(settings: Settings, folder: Path, orders: Sequence[re.Pattern[
 
         try:
             with closing(Database.open(settings.database_url, settings.data_dir)) as database:
-                snapshot = await database.read(lambda connection: read_snapshot(connection, lambda rows: map(AsStored, rows), gates))
+                snapshot = await database.read(lambda connection: read_snapshot(connection, gates))
                 if url:
                     step("asking for new answers")
                     rows = await regenerate(snapshot.rows, _asker(url), gates, lambda case: turns_of(case, shop))

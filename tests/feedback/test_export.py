@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from feedback.database import Database
 from feedback.export import Example, Rules, Selection, Snapshot, read_snapshot, select_examples
-from feedback.pairs import AsStored, Gates, Signal, Turn, Weighed, make_rows
+from feedback.pairs import AsStored, Gates, Turn, Weighed, as_stored, make_rows
 from feedback.record import NotFound, Record
 from feedback.similar import near_duplicates
 from feedback.writers import Json, Shop, turns_of, write_export
@@ -20,10 +21,6 @@ pytestmark = pytest.mark.anyio
 RULES = Rules(salt="salt")
 SHOP = Shop(system=lambda case: "You help.", never=lambda language: ["guarantee"])
 PHONE, CARD, EMAIL = "13800138000", "6222021234567890128", "zhang.san@example.com"
-
-
-def as_stored(signals: Sequence[Signal]) -> Iterable[Weighed]:
-    return map(AsStored, signals)
 
 
 def snapshot(*talks: Talk) -> Snapshot:
@@ -50,7 +47,7 @@ async def test_only_what_a_visitor_agreed_to_is_exported_and_that_can_be_taken_b
     record = Record(database)
 
     async def conversations() -> set[str]:
-        read = await database.read(lambda connection: read_snapshot(connection, as_stored, Gates()))
+        read = await database.read(lambda connection: read_snapshot(connection, Gates()))
         assert {len(row.case.passages) for row in read.rows} <= {2}
         return {row.case.conversation_id for row in read.rows}
 
@@ -65,10 +62,23 @@ async def test_only_what_a_visitor_agreed_to_is_exported_and_that_can_be_taken_b
 async def test_the_record_gives_the_rows_that_the_conversation_gives(database: Database) -> None:
     talk = worked_example()
     await talk.keep(database)
-    read = await database.read(lambda connection: read_snapshot(connection, as_stored, Gates()))
+    read = await database.read(lambda connection: read_snapshot(connection, Gates()))
     assert [row.id for row in read.rows] == [row.id for row in make_rows(talk.chat(), Gates())]
     assert [row.case.turns for row in read.rows] == [row.case.turns for row in make_rows(talk.chat(), Gates())]
     assert set(read.made) == {"cmpl_a1", "cmpl_a3"}
+
+
+async def test_what_caps_leave_of_a_signal_is_what_it_counts_and_a_guess_is_kept_for_review(database: Database) -> None:
+    await worked_example().keep(database)
+
+    def weigh(connection: Connection) -> list[Weighed]:
+        capped = {"rephrase": (0.0, "needs_review"), "correction": (0.05, "visitor_day"), "gratitude": (0.0, "quarantine: burst")}
+        return [AsStored(one.signal, *capped[one.signal.kind]) for one in as_stored(connection)]
+
+    read = await database.read(lambda connection: read_snapshot(connection, Gates(), weigh))
+    (bad,) = [row for row in read.rows if row.kind == "kto"]
+    assert {one.kind for one in bad.evidence} == {"rephrase", "correction"}
+    assert Example(bad).weight == 0.05
 
 
 def test_the_same_data_gives_the_same_bytes_and_a_visitor_who_leaves_takes_only_theirs(tmp_path: Path) -> None:
