@@ -217,11 +217,15 @@ class Chat:
         return Case(self.id, self.visitor_id, self.language, question.id, question.created_at_ms, turns, passages)
 
     def question_of(self, answer: Message) -> Message | None:
-        """What an answer answers; an agent's, who replies to nothing in particular, the last thing asked before."""
+        """What an answer answers; an agent's, who replies to nothing in particular, the last thing asked that was no call for them."""
         asked = [each for each in self.said if each.role == "user" and each.seq < answer.seq]
         if answer.reply_to_id:
             return next((each for each in asked if each.id == answer.reply_to_id), None)
-        return asked[-1] if asked else None
+        return next((each for each in reversed(asked) if not _calls_person(each.text)), asked[-1] if asked else None)
+
+
+def _calls_person(text: str) -> bool:
+    return len(text) <= MAX_CALL_CHARS and _CALLS_PERSON.search(text) is not None
 
 
 def read_chats(connection: Connection, weigh: Callable[[Connection], Iterable[Weighed]]) -> list[Chat]:
@@ -277,10 +281,16 @@ def _from_agent(answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
     if not answer.gold:
         return
     against = [f"gate:{each}" for each in gates.problems(answer.text, case) if each not in PERSONS_OWN]
-    if len(case.question) <= MAX_CALL_CHARS and _CALLS_PERSON.search(case.question):
-        against = ["calls_for_a_person"]
+    if not is_about(answer.text, case):
+        against = ["off_the_question"]
     made = Row("sft", case, answer.text, answer.id, "agent", problem=against[0] if against else None)
     yield from (made, replace(made, kind="grpo"))
+
+
+def is_about(answer: str, case: Case) -> bool:
+    """Whether what a person wrote has to do with the question: a greeting has no word of it, of its passages, and no number."""
+    known = " ".join([case.question, *(f"{each.title} {each.text}" for each in case.passages)])
+    return not _calls_person(case.question) and bool(set(terms(answer)) & set(terms(known)) or numbers_in(answer))
 
 
 def _from_answer(chat: Chat, answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
@@ -325,7 +335,7 @@ def _pair(chat: Chat, rejected: Message, row: Row, gates: Gates) -> Row:
         if question is None:
             continue
         is_same = question.id == row.case.question_id
-        if not _is_accepted(chat, later):
+        if not _is_accepted(chat, later) or (later.role == "agent" and not is_about(later.text, row.case)):
             is_linked &= is_same or _is_restated(chat.signals.get(str(later.completion_id), ()))
         elif is_same or is_linked:
             restated = [each.text for each in chat.said if each.role == "user" and rejected.seq < each.seq < later.seq]

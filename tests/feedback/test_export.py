@@ -164,6 +164,7 @@ def test_reviewers_have_the_last_word() -> None:
 
 def test_the_files_have_the_shapes_that_trainers_read(tmp_path: Path) -> None:
     talks = a_shop(12)
+    talks[0].asks("退款呢?")
     talks[0].person("您的退款已经退回。")
     files, manifest = exported(talks, tmp_path)
     (dpo, *_), (kto, *_), (rm, *_) = (lines(files, f"trl/{kind}") for kind in ("dpo", "kto", "rm"))

@@ -89,7 +89,7 @@ def test_a_thumb_down_alone_takes_no_answer_from_another_topic() -> None:
     assert (pair.answer, pair.problem) == (None, "nothing_accepted")
 
 
-def test_a_persons_answer_is_gold_but_not_to_a_call_for_a_person() -> None:
+def test_a_persons_answer_is_gold() -> None:
     talk = Talk()
     talk.asks(ASKED)
     first = talk.answers(HOW_TO)
@@ -100,9 +100,24 @@ def test_a_persons_answer_is_gold_but_not_to_a_call_for_a_person() -> None:
     assert gold.case.turns == (Turn("user", ASKED),)
     (pair,) = rows(talk, "dpo")
     assert (pair.origin, pair.strength, pair.answer) == ("agent", 1.0, "您的退款 7 月 8 日已经原路退回。")
+
+
+def test_an_agent_who_was_called_answers_what_was_asked_before_and_a_greeting_answers_nothing() -> None:
+    talk = Talk()
+    talk.asks(ASKED)
+    first = talk.answers(HOW_TO)
     talk.asks("转人工")
     talk.person("您好,我是小李。")
-    assert [row.problem for row in rows(talk, "sft")] == [None, "calls_for_a_person"]
+    talk.person("您的退款已经原路退回。")
+    talk.signal(first, "agent_correction", -1)
+    greeting, gold = rows(talk, "sft")
+    assert (greeting.problem, gold.problem, gold.case.turns) == ("off_the_question", None, (Turn("user", ASKED),))
+    (pair,) = rows(talk, "dpo")
+    assert (pair.answer, pair.problem) == (gold.answer, None)
+    called = Talk()
+    called.asks("转人工")
+    called.person("退款已经退回。")
+    assert {row.problem for row in make_rows(called.chat(), GATES)} == {"off_the_question"}
 
 
 @pytest.mark.parametrize("kind", ["thumb", "rephrase"])
