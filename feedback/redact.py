@@ -49,6 +49,7 @@ _CUE_WORDS = re.compile(
 _CODE_AFTER = re.compile(r"[A-Za-z]+\d|[A-Z]{1,4}(?![A-Za-z])")
 _CLAUSE_END = re.compile(r"[。！？!?；;\n]")
 CUE_CHARS = 24
+_WORDS = re.compile(r"[^\W\d_]|#")
 MAX_DIGITS = 22
 
 _MOBILE = re.compile(r"(?:(?:00)?86)?0?1[3-9]\d{9}")
@@ -212,11 +213,14 @@ class _Before:
 
 def _before(view: str, start: int) -> _Before:
     words = _CLAUSE_END.split(view[max(0, start - CUE_CHARS) : start])[-1]
+    has_plus = words.endswith(("+", "+("))
+    if not _WORDS.search(words):
+        return _Before(None, False, False, has_plus)
     cues = [hit.lastgroup for hit in _CUES.finditer(words)]
     prefix = _PREFIX.search(words)
     # Letters that belong to the number make it a code: KF-13800138000.
     is_code = prefix is not None and not _CUE_WORDS.search(prefix.group(1)) and prefix.group(1)[0].isupper() and prefix.group(1) != "X"
-    return _Before(cues[-1] if cues else None, _ORDER_BEFORE.search(words) is not None, is_code, words.endswith(("+", "+(")))
+    return _Before(cues[-1] if cues else None, _ORDER_BEFORE.search(words) is not None, is_code, has_plus)
 
 
 def _kind(groups: list[str], before: _Before, after: str) -> Kind | None:

@@ -82,8 +82,9 @@ def write_export(selection: Selection, made: Mapping[str, Json], shop: Shop, rul
     files["manifest.json"] = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True).encode()
     whole, partial = folder / snapshot, folder / f".{snapshot}"
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700, parents=True)
     for name, content in files.items():
-        (partial / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).write_bytes(content)
     shutil.rmtree(whole, ignore_errors=True)
     partial.rename(whole)

@@ -21,7 +21,7 @@ from server import models_cli
 from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
 from server.desk.policy_file import BadPolicy
-from server.export_cli import export
+from server.export_cli import ExportFailed, export
 from server.knowledge_cli import KnowledgeFailed, knowledge_cli
 from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
@@ -45,7 +45,16 @@ class _OneSentence(TyperGroup):
             return super().invoke(ctx)
         except (AccountError, AdapterRefused, BadSettings, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
-        except (AccountsFailed, BadPolicy, BrokenManifest, KnowledgeFailed, ModelUnavailable, PullFailed, ServiceFailed) as error:
+        except (
+            AccountsFailed,
+            BadPolicy,
+            BrokenManifest,
+            ExportFailed,
+            KnowledgeFailed,
+            ModelUnavailable,
+            PullFailed,
+            ServiceFailed,
+        ) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from backends.fit import this_machine
 from backends.mini.shop import Language, load_shop, system_message
-from server.agent_cli import HEAD_FILE, AccountsFailed
+from server.agent_cli import HEAD_FILE
 from server.desk.checks import Evidence, check
 from server.desk.policy_file import DEMO, Terms, load_policy
 from server.desk.quantities import Kind as QuantityKind
@@ -34,8 +34,12 @@ ASK_TIMEOUT_S = 600.0
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
+class ExportFailed(Exception):
+    """Nothing was written; the message is one sentence."""
+
+
 def export(
-    folder: Annotated[Path, typer.Argument(help="Where the export's own folder is made.")] = Path("export"),
+    folder: Annotated[Path | None, typer.Argument(help="Where the export's own folder is made; else `export` in the data folder.")] = None,
     order: Annotated[list[str] | None, typer.Option(help="A regular expression of the shop's order numbers; may be repeated.")] = None,
     regenerate: Annotated[str, typer.Option(help="A running kefu (http://...): let it answer anew where no answer stands alone.")] = "",
     without_redaction: Annotated[bool, typer.Option("--without-redaction", help="Leave personal data in. The audit log keeps it.")] = False,
@@ -46,7 +50,7 @@ def export(
         orders = tuple(re.compile(each) for each in order or ())
     except re.error as error:
         raise typer.BadParameter(f"--order is no regular expression: {error}") from error
-    written, manifest = asyncio.run(_export(settings, folder, orders, regenerate, not without_redaction))
+    written, manifest = asyncio.run(_export(settings, folder or settings.data_dir / "export", orders, regenerate, not without_redaction))
     _show(written, manifest)
 
 
@@ -81,7 +85,7 @@ async def _export(settings: Settings, folder: Path, orders: Sequence[re.Pattern[
                 detail: dict[str, object] = {"rows": len(selection.examples)}
                 await Audit(database, settings.data_dir / HEAD_FILE).write("command line", action, str(folder), detail)
         except RecordUnavailable as error:
-            raise AccountsFailed(str(error)) from error
+            raise ExportFailed(str(error)) from error
         step("writing")
         return write_export(selection, snapshot.made, shop, rules, folder)
 
@@ -132,12 +136,17 @@ class _Template:
 
 
 def _rendering(settings: Settings) -> "Rendering | None":
+    from backends.protocol import ModelLoadError
     from backends.registry import make_tokenizer
     from server.app import BUILT_IN
 
     if settings.upstream.base_url:
         return None
-    return _Template(make_tokenizer(str(choose(settings, this_machine(settings.engine.memory_gib)).engine.model or BUILT_IN)))
+    model = choose(settings, this_machine(settings.engine.memory_gib)).engine.model or BUILT_IN
+    try:
+        return _Template(make_tokenizer(str(model)))
+    except ModelLoadError as error:
+        raise ExportFailed(str(error)) from error
 
 
 def _asker(url: str) -> "Callable[[Sequence[Turn], int], Awaitable[list[str]]]":
@@ -148,10 +157,14 @@ def _asker(url: str) -> "Callable[[Sequence[Turn], int], Awaitable[list[str]]]":
 
     async def ask(turns: "Sequence[Turn]", count: int) -> list[str]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        async with httpx.AsyncClient(base_url=url, timeout=ASK_TIMEOUT_S, headers=headers) as client:
-            model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-            reply = await client.post("/v1/chat/completions", json={"model": model, "messages": messages, "n": count})
-        return [str(choice["message"]["content"] or "") for choice in reply.raise_for_status().json()["choices"]]
+        try:
+            async with httpx.AsyncClient(base_url=url, timeout=ASK_TIMEOUT_S, headers=headers) as client:
+                model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+                reply = await client.post("/v1/chat/completions", json={"model": model, "messages": messages, "n": count})
+                choices = reply.raise_for_status().json()["choices"]
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ExportFailed(f"{url} gives no answers: {error}") from error
+        return [str(choice["message"]["content"] or "") for choice in choices]
 
     return ask
 

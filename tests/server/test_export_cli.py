@@ -110,5 +110,17 @@ def test_a_running_server_answers_anew_once(tmp_path: Path) -> None:
     assert exported(tmp_path / "made") == exported(tmp_path / "again")
 
 
+def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    talk = Talk()
+    talk.asks(ASKED)
+    first = talk.answers(HOW_TO)
+    talk.asks("我是说信用卡")
+    talk.signal(first, "rephrase", -1)
+    talk.signal(talk.answers("信用卡 " + DAYS), "gratitude", 1)
+    keep(tmp_path, talk)
+    assert "kefu: http://127.0.0.1:1 gives no answers" in run(tmp_path / "out", "--regenerate", "http://127.0.0.1:1", status=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bad_expression_is_one_sentence(tmp_path: Path) -> None:
     assert "--order is no regular expression" in run(tmp_path, "--order", "(", status=2)
