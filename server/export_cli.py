@@ -60,12 +60,15 @@ async def _export(settings: Settings, folder: Path, orders: Sequence[re.Pattern[
     from feedback.database import Database, RecordUnavailable
     from feedback.export import Rules, read_snapshot, select_examples
     from feedback.pairs import regenerate
+    from feedback.redact import find
     from feedback.review import Reviews
     from feedback.writers import turns_of, write_export
 
     terms = load_policy(settings.desk.policy or DEMO)
     gates, shop = make_gates(terms), make_shop(settings, terms)
-    rules = Rules(_salt(settings.data_dir), orders, is_redacted=is_redacted)
+    # The shop's own telephone and e-mail are nobody's secret.
+    public = {one.value for each in terms.values() for fact in (*each.facts, *each.promises) for one in find(fact)}
+    rules = Rules(_salt(settings.data_dir), orders, public, is_redacted)
     with Progress(console=out, transient=True) as progress:
         task = progress.add_task("reading", total=6)
 
