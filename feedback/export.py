@@ -73,12 +73,8 @@ def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connect
     """The rows of every conversation whose visitor agreed, with answers that were made for them before."""
     rows = [row for chat in read_chats(connection, weigh) for row in make_rows(chat, gates)]
     remade = regenerated(connection)
-    rows = [
-        replace(row, answer=remade[row.id], origin="regenerated", problem=None)
-        if row.problem == "needs_regeneration" and row.id in remade
-        else row
-        for row in rows
-    ]
+    waiting = {row.id for row in rows if row.problem == "needs_regeneration"} & set(remade)
+    rows = [replace(row, answer=remade[row.id], origin="regenerated", problem="unsure") if row.id in waiting else row for row in rows]
     wanted = {name for row in rows for name in (row.answer_id, row.rejected_id)}
     made: dict[str, Mapping[str, object]] = {
         row["id"]: dict(row) for row in connection.execute(select(completion)).mappings() if row["id"] in wanted

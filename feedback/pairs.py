@@ -13,7 +13,7 @@ from sqlalchemy import Connection, and_, select
 
 from feedback.grams import terms
 from feedback.record import Message, newest_branch, read_messages
-from feedback.rewards import Action, action_of, agrees, language_of, numbers_in, numbers_supported
+from feedback.rewards import Action, action_of, agrees, language_of, length_fits, numbers_in, numbers_supported, well_formed
 from feedback.tables import citation, conversation, message, passage, retrieval, signal
 
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
@@ -169,7 +169,7 @@ class Gates:
         facts = {"evidence": [f"{each.title}: {each.text}" for each in case.passages], "question": [turn.content for turn in case.turns]}
         expected = self.expected_action(case)
         found = {
-            "empty": not answer.strip(),
+            "malformed": well_formed(answer, facts) < 1,
             "length": len(answer) > MAX_ANSWER_CHARS,
             "numbers": numbers_supported(answer, facts) < 1,
             "language": language_of(answer) != language_of(case.question) and len(terms(case.question)) > 1,
@@ -371,16 +371,18 @@ Complete = Callable[[Sequence[Turn], int], Awaitable[Sequence[str]]]
 async def regenerate(rows: Sequence[Row], complete: Complete, gates: Gates, prompt: Callable[[Case], Sequence[Turn]]) -> list[Row]:
     """Give the rows that wait for it a chosen answer of the present model: of k, the one that agrees best with the accepted answer.
 
-    It must pass every gate, and agree enough. `complete(turns, k)` asks any chat endpoint; `prompt(case)` has the system message.
+    It must pass every gate, be about as long and agree enough; then it waits for reviewers.
+    `complete(turns, k)` asks any chat endpoint; `prompt(case)` has the system message.
     """
     done = []
     for row in rows:
         if row.problem == "needs_regeneration" and row.reference:
             facts = {"answer": row.reference}
             candidates = await complete(prompt(row.case), NUM_CANDIDATES)
-            fit = [each for each in candidates if not gates.problems(each, row.case) and each != row.rejected]
+            fit = [each for each in candidates if each != row.rejected and length_fits(each, facts) == 1]
+            fit = [each for each in fit if not gates.problems(each, row.case)]
             best = max(fit, key=lambda each: agrees(each, facts), default=None)
             if best is not None and agrees(best, facts) >= MIN_AGREEMENT:
-                row = replace(row, answer=best, answer_id=None, origin="regenerated", problem=None)
+                row = replace(row, answer=best, answer_id=None, origin="regenerated", problem="unsure")
         done.append(row)
     return done

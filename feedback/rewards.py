@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from feedback.grams import HAN, terms
+from feedback.grams import HAN, stems, terms
 from feedback.redact import find
 
 Action = Literal["answer", "clarify", "handoff", "refuse"]
@@ -23,6 +23,7 @@ Reward = Callable[[str, Facts], float]
 LENGTH_BAND = (0.5, 2.0)
 # So much of the sum may come from how a customer took it, and only where everything else passed.
 SIGNAL_SHARE = 0.05
+MIN_RUNS, MIN_NEW_RUNS = 12, 0.6
 CITATION = re.compile(r"\[(\d{1,2})\]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _HAN_NUMBER = re.compile(r"[零一二两三四五六七八九十百千]{1,6}(?=个?(?:天|日|工作日|小时|分钟|元|块|周|月|年|折|次))")
@@ -82,9 +83,16 @@ def _han(word: str) -> float:
 
 
 def well_formed(answer: str, facts: Facts) -> float:
-    """1 for an answer with words and without remains of a template: thinking, roles, special tokens, a broken code fence."""
+    """1 for an answer with words, not in a loop, and without remains of a template: thinking, roles, special tokens, a broken fence."""
     remains = re.search(r"</?think>|<\|\w+\|>|^(?:user|assistant|system)\s*[:：]", answer, re.MULTILINE | re.IGNORECASE)
-    return float(bool(answer.strip()) and not remains and answer.count("```") % 2 == 0)
+    return float(bool(answer.strip()) and not remains and answer.count("```") % 2 == 0 and not _loops(answer))
+
+
+def _loops(answer: str) -> bool:
+    """Whether four words, or characters, in a row come back all the time."""
+    said = stems(answer)
+    runs = [tuple(said[place : place + 4]) for place in range(len(said) - 3)]
+    return len(runs) >= MIN_RUNS and len(set(runs)) < MIN_NEW_RUNS * len(runs)
 
 
 def cites(answer: str, facts: Facts) -> float:

@@ -167,7 +167,7 @@ def _asker(url: str) -> "Callable[[Sequence[Turn], int], Awaitable[list[str]]]":
                 choices = reply.raise_for_status().json()["choices"]
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ExportFailed(f"{url} gives no answers: {error}") from error
-        return [str(choice["message"]["content"] or "") for choice in choices]
+        return [str(choice["message"]["content"] or "") for choice in choices if choice["finish_reason"] == "stop"]
 
     return ask
 

@@ -20,6 +20,9 @@ from tests.feedback.shopper import ASKED, DAYS, Talk, worked_example
 pytestmark = pytest.mark.anyio
 RULES = Rules(salt="salt")
 SHOP = Shop(system=lambda case: "You help.", never=lambda language: ["guarantee"])
+LONG = (
+    "您提交申请之后由我们的同事审核,通过的款项会原路返回到付款时使用的账户,具体时间请以银行发来的通知为准,感谢您一直以来的耐心等待与支持。"
+)
 PHONE, CARD, EMAIL = "13800138000", "6222021234567890128", "zhang.san@example.com"
 
 
@@ -140,7 +143,7 @@ def test_one_visitor_cannot_fill_a_round_and_doubles_count_little() -> None:
 def test_lengths_are_evened_out() -> None:
     talks = a_shop(40)
     for talk in talks[:12]:
-        talk.said[3] = replace(talk.said[3], text=talk.said[3].text + " 退款在申请后到账。" * 9)
+        talk.said[3] = replace(talk.said[3], text=talk.said[3].text + LONG)
     selection = select_examples(snapshot(*talks), RULES)
     pairs = [one.row for one in selection.examples if one.row.kind == "dpo"]
     ratio = sum(len(row.answer or "") for row in pairs) / sum(len(row.rejected or "") for row in pairs)

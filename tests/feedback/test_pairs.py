@@ -48,7 +48,7 @@ def test_regenerating_takes_the_candidate_that_passes_and_agrees() -> None:
 
     async def complete(turns: Sequence[Turn], count: int) -> list[str]:
         asked.append((turns, count))
-        return ["99 天到账 [1]。", HOW_TO, "您好,退款会在 3-5 个工作日到账 [1]。", "I cannot say."]
+        return ["99 天到账 [1]。", HOW_TO, "3-5 个工作日到账 [1]。" * 9, "您好,退款会在 3-5 个工作日到账 [1]。", "I cannot say."]
 
     row = Row("dpo", worked_example().chat().case(worked_example().said[0]), None, None, rejected=HOW_TO, rejected_id="cmpl_1")
     row = replace(row, reference=DAYS, problem="needs_regeneration")
@@ -57,7 +57,7 @@ def test_regenerating_takes_the_candidate_that_passes_and_agrees() -> None:
         return [Turn("system", "s"), *case.turns]
 
     (done, untouched) = asyncio.run(regenerate([row, replace(row, problem="review")], complete, GATES, prompt))
-    assert (done.answer, done.origin, done.problem) == ("您好,退款会在 3-5 个工作日到账 [1]。", "regenerated", None)
+    assert (done.answer, done.origin, done.problem) == ("您好,退款会在 3-5 个工作日到账 [1]。", "regenerated", "unsure")
     assert untouched.problem == "review" and len(asked) == 1
     assert asked[0] == ([Turn("system", "s"), Turn("user", ASKED)], 4)
 

@@ -26,6 +26,7 @@ RIGHT = "Your refund takes 3-5 working days [1]."
     ("reward", "worse"),
     [
         (rewards.well_formed, "<think>hm</think> 3-5 days"),
+        (rewards.well_formed, "It takes 3-5 working days after you ask " + "in 3-5 working days after you " * 6),
         (rewards.cites, "It takes 3-5 working days [2]."),
         (rewards.cites, "It takes 3-5 working days [9]."),
         (rewards.numbers_supported, "It takes 2 days."),

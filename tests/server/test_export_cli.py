@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from feedback.audit import Audit, Entry
 from feedback.database import Database
+from feedback.review import Reviews
 from server.cli import cli
 from tests.feedback.shopper import ASKED, DAYS, HOW_TO, Talk, worked_example
 from tests.server.conftest import serving
@@ -51,6 +52,21 @@ def audited(tmp_path: Path) -> list[Entry]:
         database.close()
 
 
+def approve(tmp_path: Path) -> None:
+    """Two reviewers find the next pair good."""
+
+    async def work() -> None:
+        for rater in ("ann", "bob"):
+            waiting = await reviews.next_for_review(rater)
+            assert waiting is not None
+            await reviews.judge(waiting.id, rater, "good")
+
+    database = Database.in_folder(tmp_path / "data")
+    reviews = Reviews(database)
+    asyncio.run(work())
+    database.close()
+
+
 def test_an_empty_database_is_told_calmly(tmp_path: Path) -> None:
     said = run(tmp_path / "out")
     assert "not enough data yet: 0 of 200 verified pairs for dpo" in said
@@ -81,7 +97,7 @@ def test_leaving_personal_data_in_takes_a_flag_and_is_kept_in_the_audit_log(tmp_
     assert PHONE.encode() in b"".join(exported(tmp_path / "open").values())
 
 
-def test_a_running_server_answers_anew_once(tmp_path: Path) -> None:
+def test_a_running_server_answers_anew_once_and_reviewers_decide(tmp_path: Path) -> None:
     asked: list[dict[str, object]] = []
     app = FastAPI()
 
@@ -92,7 +108,8 @@ def test_a_running_server_answers_anew_once(tmp_path: Path) -> None:
     @app.post("/v1/chat/completions")
     def complete(body: dict[str, object]) -> dict[str, object]:
         asked.append(body)
-        return {"choices": [{"message": {"content": text}} for text in ("信用 3-5 个工作日到账 [1]。", "99 天", None)]}
+        said = (("stop", "信用 3-5 个工作日到账 [1]。"), ("stop", "99 天"), ("length", "信用卡 3-5 个工作日到账 [1]。"), ("stop", None))
+        return {"choices": [{"finish_reason": reason, "message": {"content": text}} for reason, text in said]}
 
     talk = Talk()
     talk.asks(ASKED)
@@ -104,10 +121,12 @@ def test_a_running_server_answers_anew_once(tmp_path: Path) -> None:
     keep(tmp_path, talk)
     assert "1 dpo: needs_regeneration" in run(tmp_path / "before")
     with serving(app) as url:
-        assert "1 of 200 verified pairs" in run(tmp_path / "made", "--regenerate", url)
+        assert "1 dpo: unsure" in run(tmp_path / "made", "--regenerate", url)
+        approve(tmp_path)
         assert "1 of 200 verified pairs" in run(tmp_path / "again", "--regenerate", url)
     assert len(asked) == 1 and asked[0]["n"] == 4
-    assert exported(tmp_path / "made") == exported(tmp_path / "again")
+    (row,) = [json.loads(content) for name, content in exported(tmp_path / "again").items() if "trl/dpo" in name]
+    assert row["chosen"][0]["content"] == "信用 3-5 个工作日到账 [1]。"
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
