@@ -20,6 +20,7 @@ from rich.table import Table
 from backends.fit import this_machine
 from server.desk.phrases import compile_phrase
 from server.desk.policy_file import DEMO, BadPolicy, load_policy
+from server.desk.policy_store import PolicyStore
 from server.desk.promises import is_negated
 from server.models import choose
 from server.settings import Settings, load_settings
@@ -62,9 +63,9 @@ class Verdict:
 
 
 @policy_cli.command("check")
-def check(file: Annotated[Path | None, typer.Argument(help="A policy file; else the one in the settings.")] = None) -> None:
+def check(file: Annotated[Path | None, typer.Argument(help="A policy file; else the one in force.")] = None) -> None:
     """Read a policy file as the server does; say what is wrong with it, line by line, or its version."""
-    path = file or load_settings().desk.policy or DEMO
+    path = file or PolicyStore(load_settings()).path
     terms = load_policy(path)["en"]
     policy = terms.file
     counts = ", ".join(f"{len(getattr(policy, name))} {name}" for name in ("facts", "promises", "must_say", "handover"))
@@ -149,7 +150,7 @@ async def _in_process(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "adapters").symlink_to((settings.data_dir / "adapters").absolute())
-        desk = settings.desk.model_copy(update=UNLIMITED)
+        desk = settings.desk.model_copy(update={**UNLIMITED, "policy": PolicyStore(settings).path})
         settings = settings.model_copy(update={"data_dir": Path(folder), "database_url": "", "desk": desk})
         app = open_app(settings, choose(settings, this_machine(settings.engine.memory_gib)))
         transport = httpx.ASGITransport(app.asgi)
