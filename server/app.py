@@ -132,7 +132,7 @@ def create_app(
         widget_router(settings.sites),
         inbox_router(console, handoffs, inbox, desk),
         knowledge_router(console, articles, gaps, knowledge, settings.server.max_body_bytes),
-        policy_router(console, settings, knowledge),
+        policy_router(console, settings, knowledge, chat),
         console_router(console, Conversations(database), settings),
     ):
         asgi.include_router(router)

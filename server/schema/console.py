@@ -61,12 +61,13 @@ class ImportRequest(Request):
 
 
 class PolicyRequest(Request):
-    """A policy file, and an answer to check against it."""
+    """A policy file; an answer to check against it; which of the tests to put to the model."""
 
     content: Annotated[str, Field(max_length=300_000)]
     language: Language = "en"
     question: Annotated[str, Field(max_length=4000)] = ""
     answer: Annotated[str, Field(max_length=20_000)] = ""
+    test: Annotated[int, Field(ge=0)] = 0
 
 
 class AgentRequest(Request):

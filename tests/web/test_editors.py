@@ -51,7 +51,7 @@ def url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     # The browser's own event loop holds this thread.
     house = ThreadPoolExecutor(1).submit(asyncio.run, fill(database)).result()
     desk = DeskKnowledge(Knowledge(database), dict(SHOPS), 20_000, load_policy(DEMO))
-    app = make_app(database, settings, desk)
+    app = make_app(database, settings, desk, ScriptedChat(script=("I cannot do that.",)))
     console = Console(Accounts(database), Audit(database, folder / "data" / "audit.head"))
     app.include_router(pages_router())
     app.include_router(inbox_router(console, house.handoffs, house.inbox, house.desk))
@@ -116,6 +116,9 @@ def test_a_policy_is_checked_tested_refused_and_saved(browser: Browser, url: str
         page.locator("#content").fill(text + "# mine\n")
         page.locator(".solid").tap()
         expect(page.locator(".rows .good")).to_have_text("In force")
+        page.get_by_role("button", name="Run the test set").tap()
+        expect(page.locator("#lines tr").nth(1)).to_contain_text("I cannot do that.")
+        expect(page.locator("#tally")).to_contain_text("passed; 62 in all")
         fits(page)
 
 

@@ -30,6 +30,7 @@ from server.routes.policy import policy_router
 from server.settings import Settings
 from tests.server.conftest import calling
 from tests.server.desk.conftest import SHOPS
+from tests.server.fakes import ScriptedChat
 from tests.server.routes.test_console import HTML, cheap, console_routes, sign_in
 from tests.server.routes.test_console import test_each_role_may_do_what_the_tag_of_the_route_says as each_role_may_do_what_the_tag_says
 from tests.server.routes.test_console import test_what_another_site_can_send_changes_nothing as what_another_site_can_send_changes_nothing
@@ -51,16 +52,21 @@ def desk(database: Database) -> DeskKnowledge:
 
 
 @pytest.fixture
-def app(database: Database, settings: Settings, desk: DeskKnowledge) -> FastAPI:
-    return make_app(database, settings, desk)
+def chat() -> ScriptedChat:
+    return ScriptedChat(script=("I'm sorry, I cannot do that. ", "Shall I get a person from our team?"))
 
 
-def make_app(database: Database, settings: Settings, desk: DeskKnowledge) -> FastAPI:
+@pytest.fixture
+def app(database: Database, settings: Settings, desk: DeskKnowledge, chat: ScriptedChat) -> FastAPI:
+    return make_app(database, settings, desk, chat)
+
+
+def make_app(database: Database, settings: Settings, desk: DeskKnowledge, chat: ScriptedChat) -> FastAPI:
     """The console without its inbox."""
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.include_router(knowledge_router(console, Knowledge(database), Gaps(database), desk, settings.server.max_body_bytes))
-    app.include_router(policy_router(console, settings, desk))
+    app.include_router(policy_router(console, settings, desk, chat))  # type: ignore[arg-type]
     app.include_router(console_router(console, Conversations(database), settings))
     install_handlers(app, console.refusal)
     app.add_middleware(Door, settings=settings.server, traffic=Traffic(), observe=lambda *seen: None, console=settings.console)
@@ -230,6 +236,16 @@ async def test_an_answer_is_checked_and_the_prompt_shown_under_the_text_on_the_p
     fine = (await editor.send("policy/check", content=content, question="多久？", answer="您好，请稍等。", language="zh")).json()
     assert fine["violations"] == [] and "静壶茶舍" in fine["system"]
     assert (await editor.send("policy/check", content="[persona]")).json()["error"]["code"] == "bad_policy"
+
+
+async def test_the_test_set_is_put_to_the_model_line_by_line(editor: Person, chat: ScriptedChat) -> None:
+    content = DEMO.read_text("utf-8").replace("Be polite, right and brief.", "Be a cat.")
+    first = (await editor.send("policy/test", content=content, test=0)).json()
+    assert first["faults"] == [] and first["answer"].startswith("I'm sorry") and first["total"] >= 60
+    assert "Be a cat." in chat.streams[-1].job.messages[0].content and chat.streams[-1].is_closed
+    chat.script = ("Sure, we will refund you.",)
+    failed = (await editor.send("policy/test", content=content, test=0)).json()
+    assert failed["faults"]
 
 
 async def test_an_admin_lets_people_in_and_out(admin: Person, http: httpx.AsyncClient, database: Database, tmp_path: Path) -> None:
