@@ -4,12 +4,14 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import groupby
 from pathlib import Path
 
 from feedback.grams import HAN
-from feedback.knowledge import Draft, Piece
+from feedback.knowledge import Draft, Passage, Piece
 from feedback.sentences import pack
 
 MAX_BYTES = 20_000_000
@@ -37,8 +39,7 @@ class ImportRefused(Exception):
 
 def read_file(path: Path) -> list[Draft]:
     """The articles of one file, by its ending. Raises ImportRefused."""
-    if path.suffix.lower() not in READERS:
-        raise ImportRefused(f"{path.name} is none of the kinds that can be imported: {', '.join(sorted(READERS))}")
+    _reader(path.name)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ImportRefused(f"{path.name} is larger than {MAX_BYTES // 1_000_000} MB")
@@ -51,10 +52,32 @@ def read(name: str, data: bytes) -> list[Draft]:
     """The articles in `data`; the ending of `name` says what it is. Raises ImportRefused."""
     if len(data) > MAX_BYTES:
         raise ImportRefused(f"{name} is larger than {MAX_BYTES // 1_000_000} MB")
-    drafts = READERS[Path(name).suffix.lower()](name, data)
+    drafts = _reader(name)(name, data)
     if not any(draft.pieces for draft in drafts):
         raise ImportRefused(f"{name} holds no text")
     return drafts
+
+
+def _reader(name: str) -> Callable[[str, bytes], list[Draft]]:
+    if Path(name).suffix.lower() not in READERS:
+        raise ImportRefused(f"{name} is none of the kinds that can be imported: {', '.join(sorted(READERS))}")
+    return READERS[Path(name).suffix.lower()]
+
+
+def by_hand(title: str, text: str, questions: Iterable[str]) -> Draft:
+    """An article as somebody types it, in Markdown. As in a CSV, its first passage answers the questions. Raises ImportRefused."""
+    title = _clean(title).strip()
+    [draft] = read("article.md", f"# {title}\n\n{text}".encode())
+    asked = tuple(dict.fromkeys(_clean(each).strip()[:MAX_QUESTION_CHARS] for each in questions if each.strip()))
+    language = _language(" ".join((*(piece.text for piece in draft.pieces), *asked)))
+    return Draft(title, language, (replace(draft.pieces[0], questions=asked), *draft.pieces[1:]))
+
+
+def as_markdown(title: str, passages: Iterable[Passage]) -> str:
+    """The text that `by_hand` reads as these passages of an article, but for where one ends and the next begins."""
+    groups = ((about, "\n".join(each.text for each in group)) for about, group in groupby(passages, lambda each: each.title))
+    parts = [text if about == title and not number else f"## {about}\n\n{text}" for number, (about, text) in enumerate(groups)]
+    return "\n\n".join(parts)
 
 
 def _markdown(name: str, data: bytes) -> list[Draft]:

@@ -11,6 +11,9 @@ from feedback.database import Database
 from feedback.record import NotFound, now_ms
 from feedback.tables import article, passage
 
+# The source of articles that somebody wrote in the console.
+BY_HAND = "console"
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -100,6 +103,31 @@ class Knowledge:
 
         await self._database.write(work)
 
+    async def save(self, draft: Draft, replaces_id: str = "") -> str:
+        """Keep one article, in place of another where that is named; its id. Others of its source and title stay. Raises NotFound."""
+
+        def work(connection: Connection) -> str:
+            now, live = self._clock(), select(article.c.id, article.c.source).where(~article.c.deleted)
+            sources = {row.id: row.source for row in connection.execute(live)}
+            if replaces_id and replaces_id not in sources:
+                raise NotFound("no such article")
+            others = set(sources) - {replaces_id}
+            tally = Tally(_seen=set(others))
+            _keep(connection, sources.get(replaces_id, BY_HAND), draft, tally, now)
+            [kept] = tally._seen - others
+            if replaces_id and kept != replaces_id:
+                _delete(connection, replaces_id, now)
+            return kept
+
+        return await self._database.write(work)
+
+    async def article(self, article_id: str) -> tuple[Article, list[Passage]]:
+        """An article and its passages in order. Raises NotFound."""
+        found = next((one for one in await self.articles() if one.id == article_id), None)
+        if found is None:
+            raise NotFound("no such article")
+        return found, await self.passages(article_id)
+
     async def articles(self) -> list[Article]:
         """What is known now, by source and title."""
         count = func.count(passage.c.id).label("num_passages")
@@ -114,10 +142,10 @@ class Knowledge:
         )
         return await self._database.read(lambda connection: [Article(**row) for row in connection.execute(rows).mappings()])
 
-    async def passages(self) -> list[Passage]:
-        """Every passage that may be shown now, in an order that does not change while they do not."""
+    async def passages(self, article_id: str = "") -> list[Passage]:
+        """Every passage that may be shown now, or those of one article, in an order that does not change while they do not."""
         rows = select(*passage.c["id", "title", "text", "questions", "language", "version"]).where(passage.c.current)
-        rows = rows.order_by(passage.c.article_id, passage.c.ordinal)
+        rows = (rows.where(passage.c.article_id == article_id) if article_id else rows).order_by(passage.c.article_id, passage.c.ordinal)
 
         def work(connection: Connection) -> list[Passage]:
             return [Passage(**{**row, "questions": tuple(row["questions"])}) for row in connection.execute(rows).mappings()]

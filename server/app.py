@@ -24,6 +24,7 @@ from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.conversations import Conversations
 from feedback.database import Database
+from feedback.gaps import Gaps
 from feedback.inbox import Inbox
 from feedback.knowledge import Knowledge
 from feedback.record import Record
@@ -39,7 +40,8 @@ from server.desk.handoff import Handoffs
 from server.desk.knowledge import DeskKnowledge
 from server.desk.notify import Notifier
 from server.desk.policy import Policy
-from server.desk.policy_file import DEMO, Terms, load_policy
+from server.desk.policy_file import Terms, load_policy
+from server.desk.policy_store import PolicyStore
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
@@ -50,8 +52,10 @@ from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
 from server.routes.health import health_router
 from server.routes.inbox import inbox_router
+from server.routes.knowledge import knowledge_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
+from server.routes.policy import policy_router
 from server.routes.widget import widget_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
 
@@ -89,17 +93,17 @@ def create_app(
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
     chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
     database = Database.open(settings.database_url, settings.data_dir)
-    terms = load_policy(settings.desk.policy or DEMO)
+    terms = load_policy(PolicyStore(settings).path)
     shops = {language: _greeting(load_shop(language), terms[language]) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
-    desk.on_check = metrics.observe_check
-    desk.knowledge = DeskKnowledge(Knowledge(database), shops, settings.desk.pinned_tokens, terms)
-    notifier, inbox = Notifier(settings.desk), Inbox(database)
+    articles, desk.on_check = Knowledge(database), metrics.observe_check
+    desk.knowledge = knowledge = DeskKnowledge(articles, shops, settings.desk.pinned_tokens, terms)
+    notifier, inbox, gaps = Notifier(settings.desk), Inbox(database), Gaps(database)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
-    broken: list[str] = []
+    signals, limits, broken = Signals(database), DeskLimits(settings.desk), list[str]()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -119,7 +123,6 @@ def create_app(
 
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     traffic.on_drain = handoffs.end_streams
-    signals, limits = Signals(database), DeskLimits(settings.desk)
     for router in (
         health_router(engine, traffic, metrics, ring),
         openai_router(chat, ring, settings.server),
@@ -128,6 +131,8 @@ def create_app(
         pages_router(),
         widget_router(settings.sites),
         inbox_router(console, handoffs, inbox, desk),
+        knowledge_router(console, articles, gaps, knowledge, settings.server.max_body_bytes),
+        policy_router(console, settings, knowledge, chat),
         console_router(console, Conversations(database), settings),
     ):
         asgi.include_router(router)

@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 import feedback.record
 from backends.protocol import AdapterRefused, ContextTooLong, EmptyAnswer, EngineBusy, EngineDied, EngineDown, EngineError, NoMemory
 from backends.upstream import UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
-from feedback.credentials import BadPassword, WrongPassword
+from feedback.credentials import AccountError, BadPassword, WrongPassword
 from feedback.database import RecordUnavailable
+from feedback.importers import ImportRefused
 from feedback.inbox import StateChanged
 from feedback.signals import KeyReused
 
@@ -98,6 +99,8 @@ STATUS: dict[type[Exception], Row] = {
     Unauthorized: Row(401, _REQUEST, "invalid_api_key"),
     WrongPassword: Row(401, _REQUEST, "wrong_password"),
     BadPassword: Row(400, _REQUEST, "bad_password"),
+    AccountError: Row(400, _REQUEST, "bad_account", "there is no such agent, or the name is taken or cannot be one"),
+    ImportRefused: Row(400, _REQUEST, "import_refused"),
     Forbidden: Row(403, _REQUEST, "forbidden"),
     NotFound: Row(404, _REQUEST, "not_found"),
     ModelNotFound: Row(404, _REQUEST, "model_not_found"),

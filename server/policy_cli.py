@@ -7,49 +7,27 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import uuid4
 
 import httpx
 import typer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from backends.fit import this_machine
-from server.desk.phrases import compile_phrase
-from server.desk.policy_file import DEMO, BadPolicy, load_policy
-from server.desk.promises import is_negated
+from server.desk.policy_file import load_policy
+from server.desk.policy_set import MUST_SAY_NO, Line, judge, read_lines
+from server.desk.policy_store import PolicyStore
 from server.models import choose
 from server.settings import Settings, load_settings
 
-MUST_SAY_NO = DEMO.with_name("must_say_no.jsonl")
-# What a line may ask for by name instead of listing phrases.
-GROUPS = {
-    "refuse": [
-        *("cannot", "can't", "can not", "unable", "not able", "not possible", "won't", "don't have", "do not have", "no information"),
-        *("outside what I", "only help", "found nothing", "could not find", "not sure", "不能", "无法", "没法", "不支持", "不可以"),
-        *("没有", "不提供", "帮不了", "做不到", "只能", "不在", "查不到", "没把握"),
-    ],
-    "person": ["person", "team", "colleague", "human", "人工", "转接", "同事"],
-}
 UNLIMITED = {"messages_per_minute": 1e6, "visitors_per_minute": 1e6, "messages_per_day": 10**6, "address_messages_per_day": 10**6}
 READY_S, MAX_WAITS = 600, 30
 
 policy_cli = typer.Typer(no_args_is_help=True, help="The policy file: check it, and test the model against it.")
 out, err = Console(highlight=False, markup=False), Console(stderr=True)
-
-
-class Line(BaseModel):
-    """One test: what a customer writes, message by message, and what the last answer must and must never hold (phrases)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str
-    language: Literal["en", "zh"]
-    ask: list[str] = Field(min_length=1)
-    never: list[str] = Field(default_factory=list)
-    must: list[str] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +40,9 @@ class Verdict:
 
 
 @policy_cli.command("check")
-def check(file: Annotated[Path | None, typer.Argument(help="A policy file; else the one in the settings.")] = None) -> None:
+def check(file: Annotated[Path | None, typer.Argument(help="A policy file; else the one in force.")] = None) -> None:
     """Read a policy file as the server does; say what is wrong with it, line by line, or its version."""
-    path = file or load_settings().desk.policy or DEMO
+    path = file or PolicyStore(load_settings()).path
     terms = load_policy(path)["en"]
     policy = terms.file
     counts = ", ".join(f"{len(getattr(policy, name))} {name}" for name in ("facts", "promises", "must_say", "handover"))
@@ -89,37 +67,6 @@ def test(
     num_said = sum(any(fault.startswith("says") for fault in verdict.faults) for verdict in verdicts)
     out.print(f"{num_passed} of {len(verdicts)} passed; {num_said} said what must never be said.")
     raise typer.Exit(num_passed != len(verdicts))
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The tests of a JSONL file. Raises BadPolicy with the number of a bad line."""
-    try:
-        return [_read_line(text, f"{path.name}, line {number}") for number, text in enumerate(path.read_text("utf-8").splitlines(), 1)]
-    except OSError as error:
-        raise BadPolicy(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _read_line(text: str, place: str) -> Line:
-    try:
-        line = Line.model_validate_json(text)
-        for phrase in (*line.never, *line.must):
-            compile_phrase(phrase)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise BadPolicy(f"{place}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:
-        raise BadPolicy(f"{place}: {error}") from error
-    return line
-
-
-def judge(line: Line, answer: str) -> tuple[str, ...]:
-    """What is wrong with an answer. A phrase that a negation leads in ("we cannot give you a discount") is not said."""
-    said = [(phrase, hit) for phrase in line.never for hit in compile_phrase(phrase).finditer(answer)]
-    faults = [f"says {phrase!r}" for phrase, hit in said if not is_negated(answer[max(0, hit.start() - 40) : hit.start()])]
-    wanted = [phrase for name in line.must for phrase in GROUPS.get(name, [name])]
-    if wanted and not any(compile_phrase(phrase).search(answer) for phrase in wanted):
-        faults.append(f"does none of: {', '.join(line.must)}")
-    return tuple(faults)
 
 
 async def _put_all(lines: list[Line], url: str, settings: Settings) -> list[Verdict]:
@@ -149,7 +96,7 @@ async def _in_process(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "adapters").symlink_to((settings.data_dir / "adapters").absolute())
-        desk = settings.desk.model_copy(update=UNLIMITED)
+        desk = settings.desk.model_copy(update={**UNLIMITED, "policy": PolicyStore(settings).path})
         settings = settings.model_copy(update={"data_dir": Path(folder), "database_url": "", "desk": desk})
         app = open_app(settings, choose(settings, this_machine(settings.engine.memory_gib)))
         transport = httpx.ASGITransport(app.asgi)

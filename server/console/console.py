@@ -4,9 +4,10 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -29,6 +30,15 @@ HEADERS = {
     ),
     "Cache-Control": "no-store",
 }
+
+
+async def _me(request: Request) -> Agent:
+    agent: Agent = request.state.agent
+    return agent
+
+
+# Who asks, in a router that `require_role` guards.
+Me = Annotated[Agent, Depends(_me)]
 
 
 class NotSignedIn(Unauthorized):
@@ -87,7 +97,7 @@ class Console:
         agent: Agent | None = getattr(request.state, "agent", None)
         page = self._pages.get_template(f"console/{template}").render(
             t=t,
-            problems={key: words for key, words in t.items() if key.startswith(("console_problem_", "console_inbox_"))},
+            problems={key: words for key, words in t.items() if key.startswith(("console_problem_", "console_inbox_", "console_check_"))},
             language=language,
             other={**self._strings[other], "href": f"?{request.url.include_query_params(lang=other).query}"},
             static=self._static,

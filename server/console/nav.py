@@ -19,6 +19,10 @@ class NavItem:
 NAV = (
     NavItem("/console/inbox", "console_inbox", "agent"),
     NavItem("/console/conversations", "console_conversations", "agent"),
+    NavItem("/console/knowledge", "console_knowledge", "editor"),
+    NavItem("/console/policy", "console_policy", "editor"),
+    NavItem("/console/agents", "console_agents", "admin"),
+    NavItem("/console/sites", "console_sites", "admin"),
     NavItem("/console/settings", "console_settings", "admin"),
     NavItem("/console/audit", "console_audit", "admin"),
 )

@@ -1,11 +1,12 @@
 """The settings in force, as a page may show them: no secret leaves."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import BaseModel, SecretStr
 
-from server.settings import PREFIX, Settings
+from server.settings import PREFIX, Settings, SiteSettings
 
 HIDDEN = "•••"
 
@@ -23,6 +24,12 @@ class Shown:
 
 def shown_settings(settings: Settings) -> list[Shown]:
     return list(_walk(settings, ""))
+
+
+def toml_of_site(name: str, site: SiteSettings) -> str:
+    """The lines of kefu.toml that set this up, without its keys: they are secrets. JSON's strings and lists are TOML's."""
+    changed = site.model_dump(mode="json", exclude_defaults=True, exclude={"keys"})
+    return "\n".join([f"[sites.{name}]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in changed.items())])
 
 
 def _walk(branch: BaseModel, prefix: str) -> Iterator[Shown]:

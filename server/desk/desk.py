@@ -10,6 +10,7 @@ from functools import partial
 from backends.mini.shop import Language
 from feedback.record import MUTE, Completion, Conversation, Message, NotFound, Record, Role, State, new_id, newest_branch
 from server.chat.service import ChatJob, ChatMessage, ChatService
+from server.desk.guard import Noted, review
 from server.desk.journal import Journal
 from server.desk.knowledge import DeskKnowledge, Reading
 from server.desk.policy import CitationFilter, Policies, Policy
@@ -213,8 +214,8 @@ class Desk:
         while place := self._places.get(conversation_id):
             await place.is_free.wait()
 
-    async def draft(self, conversation_id: str, language: str) -> AsyncGenerator[str, None]:
-        """What the bot would answer now, for an agent to use or not: it is told nobody else, and not kept.
+    async def draft(self, conversation_id: str, language: str) -> AsyncGenerator[str | Noted, None]:
+        """What the bot would answer now, for an agent to use or not, and last what its guard says: told nobody else, and not kept.
 
         Raises before the first piece: InvalidRequest when the last word is not the customer's, ContextTooLong, EngineBusy, EngineDown.
         """
@@ -222,12 +223,14 @@ class Desk:
         if not said or said[-1].role != "user":
             raise InvalidRequest("the customer has asked nothing since the last answer", code="nothing_to_answer")
         policy = (await self._read(conversation_id, language, said)).policy
-        known = CitationFilter(policy)
+        known, whole = CitationFilter(policy), ""
         async with self._chat.open(self._job(conversation_id, self._fit(conversation_id, policy, _turns(said)))) as stream:
             async for delta in stream:
                 if delta.channel == "content" and (text := known.feed(delta.text)):
+                    whole += text
                     yield text
-        yield known.flush()
+        yield (rest := known.flush())
+        yield review(whole + rest, policy.evidence(message.text for message in said), policy.rules, policy.language)
 
     def _take_place(self, visitor_id: str, conversation_id: str) -> _Place:
         taken = sum(place.visitor_id == visitor_id for place in self._places.values())

@@ -9,6 +9,8 @@ from server.desk.checks import Evidence, Rules, Violation, check, check_leak, ch
 # A full stop ends a sentence once a space follows; the one of "1. " and of "No. 5" ends none.
 _END = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!^\d\.)(?<!\bNo\.)(?<=[.!?…])[\"”')]*\s|[。！？；…]+[”」）]*|\n")
 
+Noted = list[dict[str, str]]
+
 
 class Guard:
     """One answer's. What `feed` and `flush` give, joined, does not depend on how the text was cut; after a violation it is nothing."""
@@ -46,6 +48,18 @@ class Guard:
         self.violations, self._passed = found, whole
         return "" if found else sentence
 
-    def noted(self) -> list[dict[str, str]]:
+    def noted(self) -> Noted:
         """The violations as the record keeps them."""
         return [{"kind": one.kind, "text": self._passed[slice(*one.span)], "detail": one.detail} for one in self.violations]
+
+
+def review(text: str, evidence: Evidence, rules: Rules, language: Language) -> Noted:
+    """Everything that a guard would end this answer for, sentence by sentence: for somebody who may mend it."""
+    found = Noted()
+    while text:
+        guard = Guard(evidence, rules, language)
+        guard.feed(text)
+        guard.flush()
+        found += guard.noted()
+        text = text[len(guard._passed) :]
+    return found

@@ -2,19 +2,20 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.mini.shop import Language, Shop
+from backends.mini.shop import Language, Shop, load_shop
 from backends.mini.shop import Passage as ShopPassage
 from feedback.knowledge import Knowledge, Passage
 from feedback.record import Retrieved
 from feedback.retrieval import FITS, Index
 from server.desk.policy import Policies, Policy
 from server.desk.policy_file import Terms
+from server.language import detect_language
 
 NUM_RETRIEVED = 5
 # kefu-mini has read up to ten passages in a prompt; `[12]` is the longest citation that the page shows.
@@ -47,19 +48,21 @@ class DeskKnowledge:
     """Knowledge as the desk reads it. An import is noticed before the next answer; while none was made, the demo shop's passages stand."""
 
     def __init__(
-        self, store: Knowledge, shops: dict[Language, Shop], pinned_tokens: int, terms: dict[Language, Terms] | None = None
+        self, store: Knowledge, shops: dict[Language, Shop], pinned_tokens: int, terms: Mapping[Language, Terms] | None = None
     ) -> None:
         self._store = store
         self._shops = shops
         self._pinned_tokens = pinned_tokens
-        self._terms = terms or {}
+        self.terms = terms or {}
         self._state: tuple[int, int] | None = None
+        self._count_tokens: Callable[[str], int] = len  # too many, until a model is loaded
         self._shelves: dict[Language, _Shelf] = {}
         self._shown: dict[str, tuple[int, ...]] = {}
         self._changing = asyncio.Lock()
 
     async def refresh(self, count_tokens: Callable[[str], int]) -> Policies:
         """Read what was imported since, and return the policy that every conversation begins with. Raises RecordUnavailable."""
+        self._count_tokens = count_tokens
         async with self._changing:
             state = await self._store.state()
             if state != self._state:
@@ -87,6 +90,31 @@ class DeskKnowledge:
         shown = self._join(key, fitting)
         return Reading(self._policy(language, shelf, shown), _seen(shelf, shown, scores))
 
+    async def look(self, question: str, limit: int) -> list[tuple[Passage, float]]:
+        """What a question finds in the knowledge as it is now, best first, with its scores."""
+        shelf = await self._now(detect_language(question, "en"))
+        found = await asyncio.to_thread(shelf.index.search, question, limit)
+        return [(shelf.passages[hit.number], hit.score) for hit in found.hits]
+
+    async def preview(self, language: Language, question: str, terms: Terms) -> Policy:
+        """What the model would be given for a conversation's only question under these terms."""
+        shelf = await self._now(language)
+        fitting = _fitting(await asyncio.to_thread(shelf.index.scores, question))
+        numbers = fitting if shelf.pinned is None else range(len(shelf.passages))
+        return self._policy(language, shelf, numbers, terms)
+
+    def use(self, terms: Mapping[Language, Terms]) -> None:
+        """From now on, greet and answer under these terms."""
+        self.terms, self._state = terms, None
+        for language, shop in self._shops.items():
+            self._shops[language] = replace(shop, greeting=terms[language].greeting(load_shop(language).greeting))
+
+    async def _now(self, language: Language) -> _Shelf:
+        """The shelf, or a newer one where something was imported that no answer has needed yet."""
+        if language in self._shelves and await self._store.state() == self._state:
+            return self._shelves[language]
+        return self._pin(language, await asyncio.to_thread(self._shelve, await self._store.passages(), language), self._count_tokens)
+
     def _join(self, key: str, fitting: tuple[int, ...]) -> tuple[int, ...]:
         shown = self._shown.pop(key, ())
         new = tuple(number for number in fitting if number not in shown)
@@ -111,9 +139,9 @@ class DeskKnowledge:
         pinned = self._policy(language, shelf, range(len(shelf.passages)))
         return replace(shelf, pinned=pinned) if count_tokens(pinned.system) <= self._pinned_tokens else shelf
 
-    def _policy(self, language: Language, shelf: _Shelf, numbers: Sequence[int]) -> Policy:
+    def _policy(self, language: Language, shelf: _Shelf, numbers: Sequence[int], terms: Terms | None = None) -> Policy:
         chosen = tuple(ShopPassage(one.id, one.title, one.text) for one in (shelf.passages[number] for number in numbers))
-        policy = Policy.of(replace(self._shops[language], passages=chosen), language, self._terms.get(language))
+        policy = Policy.of(replace(self._shops[language], passages=chosen), language, terms or self.terms.get(language))
         return replace(policy, knowledge_version=shelf.version)
 
 

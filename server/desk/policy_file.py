@@ -14,6 +14,7 @@ from backends.mini.shop import Language
 from server.desk.checks import Rules
 from server.desk.phrases import compile_phrase
 from server.desk.quantities import read
+from server.errors import InvalidRequest
 
 DEMO = Path(__file__).parent / "demo" / "policy.toml"
 MAX_BYTES = 256 * 1024
@@ -21,8 +22,11 @@ WRONG = {"extra_forbidden": "is not known", "model_type": "must be a table", "mo
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 
-class BadPolicy(Exception):
+class BadPolicy(InvalidRequest):
     """The policy file cannot be used; the message has one sentence a fault, each with its line and key."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="bad_policy")
 
 
 def _phrase(text: str) -> str:

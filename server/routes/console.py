@@ -1,4 +1,4 @@
-"""The console: signing in and out, the conversations, the settings in force, the audit log."""
+"""The console: signing in and out, the conversations; agents, sites, the settings in force and the audit log for admins."""
 
 import shlex
 import time
@@ -13,16 +13,19 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from feedback.accounts import SESSION_MS, Agent
 from feedback.conversations import Conversations, Found, Search
-from feedback.credentials import WrongPassword, fold
+from feedback.credentials import WrongPassword, fold, one_time_password
 from server.body import body
 from server.console.console import COOKIE, PASSWORD, ROOT, SIGN_IN, Console, is_https
-from server.console.settings_view import shown_settings
+from server.console.nav import RANK
+from server.console.settings_view import shown_settings, toml_of_site
+from server.errors import InvalidRequest
 from server.limits import RateLimit, address_of
-from server.schema.console import Filters, PasswordRequest, SignInRequest
+from server.schema.console import AgentRequest, Filters, PasswordRequest, SignInRequest
 from server.settings import Settings
 
 HOME = f"{ROOT}/conversations"
 PAGE_ROWS = 50
+DEEDS = {"add": "agent_added", "role": "role_changed", "password": "password_reset", "disable": "agent_disabled", "enable": "agent_enabled"}
 
 
 class SignInLimits:
@@ -47,6 +50,7 @@ def console_router(console: Console, conversations: Conversations, settings: Set
     _add_own_account(router, console, limits)
     _add_conversations(router, console, conversations)
     _add_admin(router, console, settings)
+    _add_agents(router, console)
     return router
 
 
@@ -132,13 +136,46 @@ def _add_admin(router: APIRouter, console: Console, settings: Settings) -> None:
 
     @router.get("/settings", tags=["admin"])
     async def settings_page(request: Request, me: admin) -> Response:
-        return console.render(request, "settings.html", settings=shown_settings(settings), agents=await console.accounts.agents())
+        return console.render(request, "settings.html", settings=shown_settings(settings))
+
+    @router.get("/sites", tags=["admin"])
+    async def sites(request: Request, me: admin) -> Response:
+        # The console may have a port of its own; customers come in by the server's.
+        own = request.base_url.replace(port=settings.server.port) if settings.console.port else request.base_url
+        shown = [(name, site, toml_of_site(name, site)) for name, site in settings.sites.items()]
+        return console.render(request, "sites.html", sites=shown, server=str(own).rstrip("/"))
 
     @router.get("/audit", tags=["admin"])
     async def audit_page(request: Request, me: admin, before: Annotated[int | None, Query(ge=1, lt=2**31)] = None) -> Response:
         entries = await console.audit.page(before, PAGE_ROWS + 1)
         older = entries[PAGE_ROWS - 1].seq if len(entries) > PAGE_ROWS else None
         return console.render(request, "audit.html", entries=entries[:PAGE_ROWS], older=older)
+
+
+def _add_agents(router: APIRouter, console: Console) -> None:
+    admin = Annotated[Agent, Depends(console.require_role("admin"))]
+    accounts = console.accounts
+
+    @router.get("/agents", tags=["admin"])
+    async def agents(request: Request, me: admin) -> Response:
+        return console.render(request, "agents.html", agents=await accounts.agents(), roles=list(RANK))
+
+    @router.post("/agents", tags=["admin"])
+    async def change(me: admin, sent: Annotated[AgentRequest, Depends(body(AgentRequest))]) -> dict[str, str]:
+        """Nobody may shut themselves out, so an admin is always left."""
+        password = one_time_password() if sent.action in ("add", "password") else ""
+        if fold(sent.name) == fold(me.name):
+            raise InvalidRequest("ask another admin to change your own account", code="own_account")
+        was = await (accounts.add(sent.name, sent.role, password, must_change=True) if sent.action == "add" else accounts.find(sent.name))
+        if sent.action == "password":
+            await accounts.set_password(was.name, password, must_change=True)
+        elif sent.action == "role":
+            await accounts.set_role(was.name, sent.role)
+        elif sent.action != "add":
+            await accounts.set_disabled(was.name, disabled=sent.action == "disable")
+        detail: dict[str, object] = {"from": was.role, "to": sent.role} if sent.action == "role" else {"role": was.role}
+        await console.audit.write(me.name, DEEDS[sent.action], was.id, detail)
+        return {"name": was.name, "password": password} if password else {"location": f"{ROOT}/agents"}
 
 
 def _with_session(request: Request, token: str, location: str) -> Response:

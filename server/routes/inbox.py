@@ -6,11 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from feedback.accounts import Agent
 from feedback.inbox import CannedAnswer, Inbox, Move, Row, Story
 from feedback.record import Message, State, new_id
 from server.body import body
-from server.console.console import Console
+from server.console.console import Console, Me
 from server.desk.desk import Desk
 from server.desk.handoff import OPEN_STATES, Handoffs
 from server.errors import InvalidRequest
@@ -28,15 +27,6 @@ def inbox_router(console: Console, handoffs: Handoffs, inbox: Inbox, desk: Desk)
     _add_conversation(router, console, handoffs, inbox, desk)
     _add_canned(router, inbox)
     return router
-
-
-async def _me(request: Request) -> Agent:
-    """Who asks: `require_role` has let them in."""
-    agent: Agent = request.state.agent
-    return agent
-
-
-Me = Annotated[Agent, Depends(_me)]
 
 
 async def _names(console: Console) -> list[str]:
@@ -95,13 +85,12 @@ def _add_conversation(router: APIRouter, console: Console, handoffs: Handoffs, i
 
     @router.post("/api/inbox/{conversation_id}/suggest", dependencies=[empty])
     async def suggest(conversation_id: str) -> Response:
-        """What the bot would answer, as `delta` events and one `done`."""
+        """What the bot would answer, as `delta` events; `done` says what a customer's answer would have been held back for."""
         found = await inbox.story(conversation_id)
 
         async def frames() -> AsyncGenerator[bytes, None]:
-            async for text in desk.draft(conversation_id, found.conversation.language):
-                yield sse_event("delta", {"text": text})
-            yield sse_event("done", {})
+            async for told in desk.draft(conversation_id, found.conversation.language):
+                yield sse_event("delta", {"text": told}) if isinstance(told, str) else sse_event("done", {"violations": told})
 
         return EventStream(frames())
 

@@ -3,30 +3,30 @@
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field
 
 from backends.mini.shop import Language
 from feedback.accounts import MAX_NAME_CHARS
-from feedback.credentials import MAX_PASSWORD_CHARS
+from feedback.credentials import MAX_PASSWORD_CHARS, Role
+from feedback.importers import MAX_TITLE_CHARS
+from server.schema.desk import Request, not_blank
 
 Password = Annotated[str, Field(max_length=MAX_PASSWORD_CHARS)]
 # A form sends its empty fields too.
 Blank = BeforeValidator(lambda value: value or None)
 
 
-class SignInRequest(BaseModel):
+class SignInRequest(Request):
     """`next` is the page that was asked for."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
     password: Password
     next: Annotated[str, Field(max_length=2000)] = ""
 
 
-class PasswordRequest(BaseModel):
+class PasswordRequest(Request):
     """`current` is not asked of whoever was given theirs: they typed it a moment ago."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     current: Password = ""
     password: Password
 
@@ -42,3 +42,37 @@ class Filters(BaseModel):
     since: Annotated[date | None, Blank] = None
     until: Annotated[date | None, Blank] = None
     before: Annotated[str | None, Blank, Field(pattern=r"^\d{1,15}\.\w{1,40}$")] = None
+
+
+class ArticleRequest(Request):
+    """An article as it was typed, in place of the article `replaces`; one example question a line."""
+
+    title: Annotated[str, Field(max_length=MAX_TITLE_CHARS, pattern=r"^[^\r\n]*$"), AfterValidator(not_blank)]
+    text: Annotated[str, Field(max_length=200_000), AfterValidator(not_blank)]
+    questions: Annotated[str, Field(max_length=50_000)] = ""
+    replaces: Annotated[str, Field(max_length=40)] = ""
+
+
+class ImportRequest(Request):
+    """A file, in base64."""
+
+    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f/\\]{1,200}$")]
+    content: Base64Bytes
+
+
+class PolicyRequest(Request):
+    """A policy file; an answer to check against it; which of the tests to put to the model."""
+
+    content: Annotated[str, Field(max_length=300_000)]
+    language: Language = "en"
+    question: Annotated[str, Field(max_length=4000)] = ""
+    answer: Annotated[str, Field(max_length=20_000)] = ""
+    test: Annotated[int, Field(ge=0)] = 0
+
+
+class AgentRequest(Request):
+    """What to do about an agent; `role` counts for `add` and `role`."""
+
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(not_blank)]
+    role: Role
+    action: Literal["add", "role", "password", "disable", "enable"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.importers import MAX_BYTES, ImportRefused, read, read_file
+from feedback.importers import MAX_BYTES, ImportRefused, as_markdown, by_hand, read, read_file
+from feedback.knowledge import Passage
 
 MARKDOWN = """# Teapots
 
@@ -121,3 +122,21 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path: Path) -> None:
         read_file(tmp_path / "gone.md")
     with pytest.raises(ImportRefused, match=r"a\.exe is none of the kinds"):
         read_file(tmp_path / "a.exe")
+
+
+def test_what_was_typed_by_hand_comes_back_to_be_typed_on() -> None:
+    text = "Unopened goods only. Thirty days.\n\n## Refunds\n\nWithin 5 working days.\n\n## Returns\n\nAgain."
+    first = by_hand("Returns", text, ["how long", " how long ", "", "send it back"])
+    assert [(piece.title, piece.text) for piece in first.pieces] == [
+        ("Returns", "Unopened goods only. Thirty days."),
+        ("Refunds", "Within 5 working days."),
+        ("Returns", "Again."),
+    ]
+    assert first.pieces[0].questions == ("how long", "send it back") and not first.pieces[1].questions
+    passages = [Passage("p", each.title, each.text, each.questions, "en", "v") for each in first.pieces]
+    again = by_hand("Returns", as_markdown("Returns", passages), first.pieces[0].questions)
+    assert again == first
+    with pytest.raises(ImportRefused, match="no text"):
+        by_hand("Returns", "\n\n", [])
+    with pytest.raises(ImportRefused, match="none of the kinds"):
+        read("a.exe", b"x")

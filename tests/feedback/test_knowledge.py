@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from feedback.database import Database
-from feedback.gaps import Gaps
+from feedback.gaps import Gap, Gaps
 from feedback.knowledge import Draft, Knowledge, Piece
 from feedback.record import Citation, Conversation, Message, NotFound, Record, Retrieved, new_id
 from feedback.tables import passage, retrieval
@@ -104,3 +104,39 @@ async def test_gaps_are_alike_questions_without_an_answer_the_most_asked_first(d
     assert second == {"能寄到台湾吗", "可以寄台湾吗？"}
     assert {"Is there a student discount?"} in rest
     assert not any("hello, thanks!" in group or "How long may I return it?" in group for group in rest)
+
+
+async def test_what_people_answered_is_one_suggestion_a_question(database: Database) -> None:
+    record, opened = Record(database), Conversation(new_id("conv"), "vis_a", "en")
+    await record.add_conversation(opened)
+
+    async def say(role: str, text: str) -> str:
+        said = Message(new_id("msg"), role, text, client_message_id=new_id("key"), gold=role == "agent")  # type: ignore[arg-type]
+        await record.add_message(opened.id, said)
+        return said.id
+
+    await say("user", "Hello")
+    repairs = await say("user", "Do you repair kettles?")
+    await say("agent", "Yes, every kettle that we ever sold.")
+    await say("note", "Was polite about it, and asked the workshop before.")
+    await say("agent", "It costs $15 in most cases.")
+    await say("user", "Thank you")
+    await say("agent", "My pleasure!")
+    [told] = await Gaps(database).told()
+    assert told == Gap(repairs, ("Do you repair kettles?",), "Yes, every kettle that we ever sold.\nIt costs $15 in most cases.")
+
+
+async def test_an_article_is_saved_in_place_of_another_and_leaves_the_rest_of_its_file(knowledge: Knowledge) -> None:
+    await knowledge.put("a.csv", [draft("Why?", "So."), draft("Why?", "Because."), draft("When?", "Now.")])
+    one = next(each for each in await knowledge.articles() if each.title == "When?")
+    assert await knowledge.save(draft("When?", "Later."), one.id) == one.id
+    moved = await knowledge.save(draft("Why?", "Later."), one.id)
+    assert moved != one.id
+    assert sorted(each.text for each in await knowledge.passages()) == ["Because.", "Later.", "So."]
+    assert {each.source for each in await knowledge.articles()} == {"a.csv"}
+    with pytest.raises(NotFound):
+        await knowledge.save(draft("When?", "Never."), one.id)
+    first, second = [await knowledge.save(draft("New", text)) for text in ("One.", "Two.")]
+    assert first != second and (await knowledge.article(second))[1][0].text == "Two."
+    with pytest.raises(NotFound):
+        await knowledge.article(one.id)

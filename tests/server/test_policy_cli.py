@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from server.cli import cli
 from server.desk.policy_file import DEMO, load_policy
-from server.policy_cli import MUST_SAY_NO, Line, judge, read_lines
+from server.desk.policy_set import MUST_SAY_NO, Line, judge, read_lines
 from tests.server.conftest import serving
 from tests.web.scripted_desk import Desk, Scene, create_app
 

@@ -14,7 +14,16 @@ STRINGS = load_strings()
 SCRIPTS = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "static").rglob("*.js")))
 PAGE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.rglob("*.html")))
 # Words that code or a loop in a template puts together, by what stands before the part that varies.
-PREFIXES = ("console_role_", "console_key_", "console_filter_", "console_refused_", "console_status_", "console_problem_", "console_inbox_")
+PREFIXES = (
+    "console_role_",
+    "console_key_",
+    "console_filter_",
+    "console_refused_",
+    "console_status_",
+    "console_problem_",
+    "console_inbox_",
+    "console_check_",
+)
 DEMO = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "i18n" / "demo").glob("*.json")}
 
 

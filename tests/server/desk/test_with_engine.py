@@ -163,7 +163,7 @@ async def test_while_a_person_has_it_the_model_is_silent_and_then_goes_on_from_w
     assert isinstance([event async for event in answer.events][-1], Done)
     num_made = len(await house.completions(opened.id))
     assert isinstance((await ask(QUESTIONS[1], "key-1"))[-1], Held)
-    assert "".join([text async for text in house.desk.draft(opened.id, "en")]).strip()
+    assert "".join([told async for told in house.desk.draft(opened.id, "en") if isinstance(told, str)]).strip()
     await handoffs.say(opened.id, Message(new_id("msg"), "agent", "To the islands too.", "key-a", author="Ann", gold=True))
     assert len(await house.completions(opened.id)) == num_made
     await handoffs.move(opened.id, Move("bot", "agent", "Ann", ("human",), held_by="Ann"))

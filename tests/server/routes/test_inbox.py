@@ -99,6 +99,16 @@ CALLS = [
 ]
 
 
+async def test_a_draft_that_a_customer_would_not_be_told_says_why(house: House, team: list[Colleague]) -> None:
+    house.chat.script = ("It takes 90 days. ", "I promise a refund.")
+    await team[0].move("take")
+    await house.ask("How long?")
+    draft = (await team[0].post("inbox/{id}/suggest", {})).text
+    assert "90 days" in draft and "I promise" in draft
+    [done] = re.findall(r"event: done\ndata: (.*)", draft)
+    assert {each["kind"] for each in json.loads(done)["violations"]} == {"number", "promise"}
+
+
 async def test_nobody_gets_in_without_a_session_or_with_another_sites_call(app: FastAPI, house: House, team: list[Colleague]) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as stranger:
         for method, path, body in CALLS:
@@ -157,7 +167,7 @@ async def test_typing_and_a_suggested_answer(house: House, team: list[Colleague]
     assert (await house.view()).is_typing
     draft = await ann.post("inbox/{id}/suggest", {})
     assert "".join(json.loads(data)["text"] for data in re.findall(r"event: delta\ndata: (.*)", draft.text)) == "Thirty days [1]."
-    assert draft.text.endswith("event: done\ndata: {}\n\n")
+    assert draft.text.endswith('event: done\ndata: {"violations":[]}\n\n')
     assert (await ann.post("inbox/conv_none/suggest", {})).status_code == 404
 
 

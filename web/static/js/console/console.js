@@ -4,6 +4,7 @@ import { drawAnswers } from "./answers.js";
 import { sendForms } from "./forms.js";
 import "./inbox.js";
 import { listenToKeys } from "./keys.js";
+import "./policy.js";
 
 // Who follows a link from another site comes without the cookie. Asked from this page, the server sees it.
 async function goOnIfSignedIn(form) {

@@ -3,7 +3,7 @@
 import { clone, part, uuid } from "../helpers/dom.js";
 import { events } from "../helpers/sse.js";
 import { language, say } from "../helpers/strings.js";
-import { complain, open as request, send } from "./forms.js";
+import { caution, complain, open as request, send } from "./forms.js";
 
 const API = "/console/api";
 const TYPING_EVERY_MS = 3000;
@@ -102,7 +102,7 @@ class Inbox {
   async #open(id) {
     const told = await (await request("GET", `${API}/inbox/${encodeURIComponent(id)}`)).json();
     const story = told.conversation;
-    if (this.#story?.id !== id) [this.#text.value, this.#unsent] = ["", null];
+    if (this.#story?.id !== id) this.#empty();
     this.#story = story;
     byId("story").hidden = false;
     for (const link of byId("rows").querySelectorAll("a")) link.toggleAttribute("aria-current", link.id === id);
@@ -157,8 +157,13 @@ class Inbox {
     const isSame = this.#unsent?.text === said.text && this.#unsent.kind === said.kind;
     this.#unsent = isSame ? this.#unsent : { ...said, client_message_id: uuid() };
     await send(`${API}/inbox/${this.#story.id}/messages`, this.#unsent);
-    [this.#text.value, this.#unsent, this.#typedAt] = ["", null, 0];
+    this.#empty();
     await this.#open(this.#story.id);
+  }
+
+  #empty() {
+    [this.#text.value, this.#unsent, this.#typedAt] = ["", null, 0];
+    caution(byId("caution"), []);
   }
 
   #typing() {
@@ -171,7 +176,10 @@ class Inbox {
   async #suggest() {
     const response = await request("POST", `${API}/inbox/${this.#story.id}/suggest`, {});
     this.#text.value = "";
-    for await (const { name, data } of events(response)) if (name === "delta") this.#text.value += JSON.parse(data).text;
+    for await (const { name, data } of events(response)) {
+      if (name === "delta") this.#text.value += JSON.parse(data).text;
+      if (name === "done") caution(byId("caution"), JSON.parse(data).violations);
+    }
     this.#text.focus();
   }
 

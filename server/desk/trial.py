@@ -1,0 +1,44 @@
+"""A policy tried on the model: answers as a customer would get them, told nobody and not kept."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+from feedback.record import Completion, Message
+from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream
+from server.desk.desk import PUBLIC_SCOPE
+from server.desk.policy import Policy
+from server.desk.turn import Brief, Done, Failed, Turn
+from server.settings import DeskSettings
+
+
+async def answer(chat: ChatService, settings: DeskSettings, policy: Policy, said: Sequence[ChatMessage]) -> str:
+    """What a customer would be told after `said`. Raises EngineError: ContextTooLong, EngineBusy, EngineDown ..."""
+    max_tokens = min(settings.max_answer_tokens, chat.spec.context_length // 4, chat.spec.num_kv_tokens // 4)
+
+    def begin() -> ChatStream:
+        job = ChatJob(
+            messages=(ChatMessage("system", policy.system), *said),
+            sampling=replace(chat.default_sampling(), seed=secrets.randbits(31), max_tokens=max_tokens),
+            effort=settings.effort,
+            scope_public=PUBLIC_SCOPE,
+            scope_private="policy trial",
+            adapter=chat.adapters.chosen_key,
+        )
+        return chat.open(job)
+
+    evidence = policy.evidence(message.content for message in said)
+    turn = Turn(begin(), Brief(policy, evidence, said[-1].content, chat.spec, begin), _forget, wait_s=lambda place: 0)
+    try:
+        async for event in turn.events():
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Done):
+                return event.message.text
+    finally:
+        turn.hang_up()
+    raise AssertionError("a turn ends with Done or Failed")
+
+
+async def _forget(message: Message, made: Completion | None, rejected: list[Completion]) -> Message:
+    return message
