@@ -66,7 +66,7 @@ ends: .venv/.setup-dev ## run the MLX tests with the oldest mlx-lm that pyprojec
 	@PYTHONPATH=.venv/mlx-low $(BIN)/python -m pytest tests/conformance tests/backends/mlx -m "not soak" $(ARGS)
 
 lock: .venv/.setup-dev ## resolve the dependencies again into requirements/ (needs uv)
-	@for extra in base llama mlx dev; do \
+	@for extra in base llama mlx mcp dev; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    $$([ $$extra = base ] || echo "--extra $$extra -c requirements/base.txt") pyproject.toml -o requirements/$$extra.txt; \
 	done

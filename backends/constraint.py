@@ -1,9 +1,11 @@
 """Grammars: what an answer must look like, as the tokens that may come next. The only importer of llguidance."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +55,36 @@ class Grammars:
         matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=LIMITS)
         matcher.compute_bitmask()  # what matches strings is built with the first mask
         return matcher
+
+
+def schema_fault(schema: dict[str, object]) -> str:
+    """Why values cannot be held to this JSON Schema, in llguidance's words; empty when they can."""
+    return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(schema)), None) or ""
+
+
+def fits(schema: dict[str, object], value: object) -> bool:
+    """Whether a JSON value, its names in the schema's order, is what this JSON Schema describes. What cannot be checked is left out."""
+    spelling = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema | {"x-guidance": spelling}))
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=LIMITS)
+    text = list(json.dumps(value, ensure_ascii=False).encode())
+    return not matcher.is_error() and matcher.validate_tokens(text) == len(text) and matcher.consume_tokens(text) and matcher.is_accepting()
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), 257, [_Bytes.eos_token_id])
+
+
+class _Bytes:
+    """A vocabulary of bytes and an end."""
+
+    bos_token_id, eos_token_id = None, 256
+    tokens: ClassVar = [*(bytes([byte]) for byte in range(256)), b""]
+    special_token_ids: ClassVar = [256]
+
+    def __call__(self, text: str) -> list[int]:
+        return list(text.encode())
 
 
 class GrammarConstraint:

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, select, tuple_
 
 from feedback.database import Database
-from feedback.record import Conversation, Message, NotFound, Record
+from feedback.record import Conversation, Message, NotFound, Record, Unshown
 from feedback.tables import citation, completion, conversation, message, signal
 
 SNIPPET_CHARS = 160
@@ -132,6 +132,7 @@ def _answer(*, cites: bool) -> ColumnElement[bool]:
 def _made(connection: Connection, conversation_id: str) -> dict[str, Mapping[str, object]]:
     columns = (completion.c.message_id, completion.c.id.label("completion_id"), *completion.c[*MADE])
     rows = select(*columns).select_from(completion.join(message)).where(message.c.conversation_id == conversation_id)
+    rows = rows.where(completion.c.status.not_in(get_args(Unshown)))
     return {row["message_id"]: dict(row) for row in connection.execute(rows).mappings()}
 
 

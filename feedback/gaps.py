@@ -10,7 +10,7 @@ from feedback.database import Database
 from feedback.grams import STOP, Vectors, stems, terms
 from feedback.retrieval import FITS
 from feedback.sentences import size
-from feedback.tables import citation, completion, message, retrieval
+from feedback.tables import citation, completion, message, retrieval, tool_call
 
 MAX_QUESTIONS = 2000
 # Of a full passage: what is shorter is a greeting rather than an answer.
@@ -64,7 +64,10 @@ def _unanswered(connection: Connection) -> list[tuple[str, str]]:
     best = select(func.max(retrieval.c.score)).where(retrieval.c.completion_id == completion.c.id).scalar_subquery()
     cites = exists().where(citation.c.completion_id == completion.c.id)
     joined = message.join(answer, answer.c.reply_to_id == message.c.id).join(completion, completion.c.message_id == answer.c.id)
-    asked = select(message.c.id, message.c.text).select_from(joined).where(completion.c.status == "complete", or_(~cites, best < FITS))
+    # What a tool answers, or a yes to it, asks for no article.
+    by_tool = or_(exists().where(tool_call.c.message_id == answer.c.id), exists().where(tool_call.c.id == message.c.client_message_id))
+    unanswered = and_(completion.c.status == "complete", or_(~cites, best < FITS), ~by_tool)
+    asked = select(message.c.id, message.c.text).select_from(joined).where(unanswered)
     newest = asked.order_by(message.c.created_at_ms.desc(), message.c.id).limit(MAX_QUESTIONS)
     return [(row.id, row.text) for row in connection.execute(newest) if terms(row.text)]
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, case, delete, exists, func, insert, select, update
 
 from feedback.database import Database
 from feedback.record import MUTE, Conversation, Message, NotFound, State, append_message, lock_state, new_id, now_ms, read_messages
 from feedback.signals import KeyReused
-from feedback.tables import canned_answer, conversation, handoff, message, signal
+from feedback.tables import canned_answer, conversation, handoff, message, signal, tool_call
 
 Reason = Literal["request", "policy", "failure", "check", "agent", "hours", "timeout"]
 # Every change of state there is, and what it may be made for. A form left while nobody came is waiting that goes on.
@@ -257,7 +257,10 @@ def _rows(connection: Connection, states: tuple[State, ...]) -> list[Row]:
 def _is_failing(connection: Connection, conversation_id: str) -> bool:
     handed = select(func.coalesce(func.max(handoff.c.created_at_ms), 0)).where(handoff.c.conversation_id == conversation_id)
     since = connection.execute(handed).scalar_one()
-    answers = and_(message.c.conversation_id == conversation_id, message.c.role == "assistant", message.c.created_at_ms > since)
+    decision = message.alias()
+    by_hand = exists().where(decision.c.id == message.c.reply_to_id, decision.c.client_message_id == tool_call.c.id)
+    by_hand = by_hand.where(tool_call.c.status == "declined")
+    answers = and_(message.c.conversation_id == conversation_id, message.c.role == "assistant", message.c.created_at_ms > since, ~by_hand)
     last = read_messages(connection, answers)[-NUM_FAILURES:]
     asked_again = select(signal.c.completion_id).where(signal.c.conversation_id == conversation_id, signal.c.kind == "rephrase")
     rephrased = set(connection.execute(asked_again.where(signal.c.weight > 0)).scalars())
@@ -266,4 +269,4 @@ def _is_failing(connection: Connection, conversation_id: str) -> bool:
 
 def _failed(answer: Message) -> bool:
     """A thumb down, or a fallback sentence in the answer's place."""
-    return answer.thumb == -1 or (answer.completion_id is None and answer.status == "complete")
+    return answer.thumb == -1 or (answer.completion_id is None and answer.status == "complete" and answer.finish_reason != "tool_calls")

@@ -6,16 +6,18 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select, update
 
+from feedback.calls import Call
 from feedback.database import Database
-from feedback.tables import citation, completion, conversation, message, retrieval, signal, visitor
+from feedback.tables import citation, completion, conversation, message, retrieval, signal, tool_call, visitor
 
 Role = Literal["user", "assistant", "agent", "note"]
 State = Literal["bot", "waiting", "human", "resolved", "closed"]
 Status = Literal["complete", "stopped", "interrupted"]
+Unshown = Literal["rejected", "called"]
 # In these states a person answers, now or soon, and the bot says nothing.
 MUTE: frozenset[State] = frozenset({"waiting", "human"})
 MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "replaces_id", "created_at_ms", "author", "gold")
@@ -97,12 +99,13 @@ class Message:
 class Completion:
     """All a later training round needs to know about one generated answer; the fields are the columns of its table.
 
-    `violations` is what the policy's checks found: dicts of `kind`, `text` and `detail`. An attempt that they ended is `rejected`.
+    `violations` is what the policy's checks found: dicts of `kind`, `text` and `detail`. An attempt that they ended is `rejected`; one that
+    called a tool instead of answering is `called`.
     """
 
     id: str
     shown: bool
-    status: Status | Literal["rejected"]
+    status: Status | Unshown
     finish_reason: str
     content: str
     reasoning: str
@@ -185,11 +188,12 @@ class Record:
         conversation_id: str,
         said: Message,
         made: Completion | None = None,
-        rejected: Sequence[Completion] = (),
+        others: Sequence[Completion] = (),
         seen: Sequence[Retrieved] = (),
+        calls: Sequence[Call] = (),
     ) -> None:
-        """Put a message on disk, once: an answer with how it was made, what it cites, the attempts that were rejected, and the
-        passages that all of them saw, best first.
+        """Put a message on disk, once: an answer with how it was made, what it cites, its unshown completions, the tools
+        they called, and the passages that all of them saw, best first.
 
         What the bot says in a conversation that a person has, or that waits for one, is not kept.
         """
@@ -200,11 +204,14 @@ class Record:
             if lock_state(connection, conversation_id) in MUTE and said.role == "assistant":
                 return
             append_message(connection, conversation_id, said)
-            for attempt in (*rejected, *([made] if made else [])):
+            for attempt in (*others, *([made] if made else [])):
                 connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(attempt)))
             if made and seen:
                 ranked = [{"completion_id": made.id, "rank": rank, **asdict(one)} for rank, one in enumerate(seen, 1)]
                 connection.execute(insert(retrieval), ranked)
+            if calls:
+                place = {"conversation_id": conversation_id, "message_id": said.id}
+                connection.execute(insert(tool_call), [place | asdict(call) for call in calls])
             if made and said.citations:
                 connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in said.citations])
 
@@ -240,7 +247,7 @@ def _conversation(connection: Connection, which: ColumnElement[bool]) -> Convers
 def read_messages(connection: Connection, which: ColumnElement[bool]) -> list[Message]:
     """The messages that `which` picks, oldest first, with citations and thumbs."""
     made = select(message, *completion.c["shown", "status", "finish_reason"], completion.c.id.label("completion_id"))
-    answers = message.outerjoin(completion, and_(completion.c.message_id == message.c.id, completion.c.status != "rejected"))
+    answers = message.outerjoin(completion, and_(completion.c.message_id == message.c.id, completion.c.status.not_in(get_args(Unshown))))
     rows = connection.execute(made.select_from(answers).where(which).order_by(message.c.seq)).mappings().all()
     cited: dict[str, list[Citation]] = defaultdict(list)
     citations = select(citation).select_from(citation.join(completion).join(message)).where(which)

@@ -111,7 +111,7 @@ completion = Table(
     Column("id", String(64), primary_key=True),
     Column("message_id", ForeignKey("message.id"), nullable=False, index=True),
     Column("shown", Boolean, nullable=False),  # False: a fallback sentence stood in its place
-    Column("status", String(16), nullable=False),  # complete | stopped | interrupted | rejected
+    Column("status", String(16), nullable=False),  # complete | stopped | interrupted | rejected | called
     Column("finish_reason", String(16), nullable=False),
     Column("content", Words, nullable=False),  # as generated; message.text is as shown
     Column("reasoning", Words, nullable=False),
@@ -147,6 +147,23 @@ citation = Table(
     Column("passage_id", String(100), nullable=False),
     Column("title", Words, nullable=False),
     Column("text", Words, nullable=False),
+)
+
+# What tools were asked in the making of a message; `arguments` and `result` as the model wrote and read them.
+tool_call = Table(
+    "tool_call",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("conversation_id", ForeignKey("conversation.id"), nullable=False),
+    Column("message_id", ForeignKey("message.id"), nullable=False, index=True),
+    Column("completion_id", ForeignKey("completion.id")),
+    Column("name", String(64), nullable=False),
+    Column("arguments", Words, nullable=False),
+    Column("status", String(16), nullable=False),  # feedback/calls.py: CallStatus
+    Column("result", Words, nullable=False),
+    Column("duration_ms", Float, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Index("tool_call_of_conversation", "conversation_id", "status"),
 )
 
 # Append-only: nothing updates or deletes a signal. A changed mind is a new row whose retracts_id names the old one.

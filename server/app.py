@@ -5,10 +5,12 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import httpx
 from fastapi import FastAPI
 
 from backends.adapter import AdapterRegistry
@@ -22,6 +24,7 @@ from backends.supervisor import Supervisor
 from backends.upstream import UpstreamClient
 from feedback.accounts import Accounts
 from feedback.audit import Audit
+from feedback.calls import Calls
 from feedback.conversations import Conversations
 from feedback.database import Database
 from feedback.gaps import Gaps
@@ -35,6 +38,7 @@ from server.chat.service import DEFAULT_SAMPLING, ChatService
 from server.chat.upstream import UpstreamChat
 from server.console.console import Console
 from server.desk.customers import Customers
+from server.desk.demo.orders import demo_orders
 from server.desk.desk import Desk
 from server.desk.handoff import Handoffs
 from server.desk.knowledge import DeskKnowledge
@@ -42,6 +46,8 @@ from server.desk.notify import Notifier
 from server.desk.policy import Policy
 from server.desk.policy_file import Terms, load_policy
 from server.desk.policy_store import PolicyStore
+from server.desk.tools import DeskTools
+from server.desk.tools_file import DEMO_TOOLS, load_tools
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
@@ -87,7 +93,7 @@ def create_app(
 ) -> App:
     """Everything but a socket; `read_tokenizer` is called once the model is loaded, and only an upstream needs none.
 
-    Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing, BadPolicy.
+    Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing, BadPolicy, BadTools.
     """
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
@@ -96,23 +102,21 @@ def create_app(
     terms = load_policy(PolicyStore(settings).path)
     shops = {language: _greeting(load_shop(language), terms[language]) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
+    welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     articles, desk.on_check = Knowledge(database), metrics.observe_check
     desk.knowledge = knowledge = DeskKnowledge(articles, shops, settings.desk.pinned_tokens, terms)
+    desk.tools = _make_tools(settings, database, welcome.visitors)
     notifier, inbox, gaps = Notifier(settings.desk), Inbox(database), Gaps(database)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
-    welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
     signals, limits, broken = Signals(database), DeskLimits(settings.desk), list[str]()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await supervisor.start()
-        watches = (
-            asyncio.create_task(_watch(engine, chat.adapters, desk.prepare, broken)),
-            asyncio.create_task(handoffs.run()),
-            asyncio.create_task(watch_sleep(chat, engine, Awake(caffeinate()))),
-        )
+        watched = _watch(engine, chat.adapters, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
+        watches = [asyncio.create_task(work) for work in (*watched, handoffs.run(), *([desk.tools.run()] if desk.tools else []))]
         try:
             yield
         finally:
@@ -145,6 +149,15 @@ async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _make_tools(settings: Settings, database: Database, visitors: Visitors) -> DeskTools | None:
+    """The tools that are set, or the demo shop's over its own orders. Raises BadTools."""
+    is_demo = settings.desk.policy is None and not settings.upstream.base_url
+    if settings.desk.tools is None and not is_demo:
+        return None
+    mounts = {} if settings.desk.tools else {"all://orders.demo": httpx.ASGITransport(demo_orders(datetime.now(UTC).date()))}
+    return DeskTools(load_tools(settings.desk.tools or DEMO_TOOLS), Calls(database), visitors.customer_of, mounts)
 
 
 def _greeting(shop: Shop, terms: Terms) -> Shop:

@@ -21,6 +21,7 @@ from server import models_cli
 from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
 from server.desk.policy_file import BadPolicy
+from server.desk.tools_file import BadTools
 from server.export_cli import ExportFailed, export
 from server.knowledge_cli import KnowledgeFailed, knowledge_cli
 from server.logging import configure_logging
@@ -29,6 +30,7 @@ from server.policy_cli import policy_cli
 from server.ports import PortTaken, bind
 from server.service import Service, ServiceFailed
 from server.settings import BadSettings, Settings, is_loopback, load_settings
+from server.tools_cli import tools_cli
 
 if TYPE_CHECKING:
     from server.doctor import Finding
@@ -48,6 +50,7 @@ class _OneSentence(TyperGroup):
         except (
             AccountsFailed,
             BadPolicy,
+            BadTools,
             BrokenManifest,
             ExportFailed,
             KnowledgeFailed,
@@ -185,6 +188,7 @@ cli.add_typer(adapter_cli, name="adapter")
 cli.add_typer(agent_cli, name="agent")
 cli.add_typer(audit_cli, name="audit")
 cli.add_typer(policy_cli, name="policy")
+cli.add_typer(tools_cli, name="tools")
 cli.add_typer(knowledge_cli, name="knowledge")
 
 

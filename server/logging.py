@@ -31,7 +31,8 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "httpx"):  # the one tells of tables, the other of addresses with what stands in them
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def log_fields(**fields: object) -> dict[str, object]:

@@ -150,6 +150,7 @@ class DeskSettings(_Branch):
     """The support chat."""
 
     policy: Path | None = Field(None, description="The policy file; without it the demo shop's.")
+    tools: Path | None = Field(None, description="The tools file; without it, while the demo shop's policy stands, the demo shop's.")
     effort: Effort = Field("low", description="How long the model may think before it answers a customer.")
     max_answer_tokens: int = Field(1024, ge=16, description="Longest answer, thinking included, in tokens.")
     pinned_tokens: int = Field(

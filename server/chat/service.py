@@ -194,9 +194,14 @@ class ChatService:
                 raise InvalidRequest(refusal(reason), param=field)
         return replace(job, sampling=replace(job.sampling, grammar=grammar))
 
-    def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None) -> int:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the model can be shown tools. Raises EngineDown before the model is loaded."""
+        return self.template.knows_tools
+
+    def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None, tools: tuple[Tool, ...] = ()) -> int:
         """How long the prompt for the next answer is. Raises InvalidRequest."""
-        return len(self.template.render(messages, effort).token_ids)
+        return len(self.template.render(messages, effort, tools).token_ids)
 
     def _open(self, job: ChatJob | CompletionJob) -> ChatStream:
         return self._open_chat(job) if isinstance(job, ChatJob) else self._open_text(job)

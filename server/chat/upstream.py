@@ -36,8 +36,13 @@ class UpstreamChat(ChatService):
     def spec(self) -> ModelSpec:
         return self._client.spec
 
-    def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None) -> int:
-        return sum(len(each.content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_TURN for each in messages)
+    @property
+    def knows_tools(self) -> bool:
+        return True  # it says so itself when it does not
+
+    def count_tokens(self, messages: Sequence[ChatMessage], effort: Effort | None, tools: tuple[Tool, ...] = ()) -> int:
+        texts = (*(each.content for each in messages), *(tool.definition for tool in tools))
+        return sum(len(text.encode()) // BYTES_PER_TOKEN + TOKENS_PER_TURN for text in texts)
 
     async def _prepare(self, job: ChatJob) -> ChatJob:
         return job  # the upstream forces what is asked for

@@ -2,29 +2,36 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 from backends.mini.shop import Language
-from feedback.record import MUTE, Completion, Conversation, Message, NotFound, Record, Role, State, new_id, newest_branch
+from backends.protocol import EngineError
+from feedback.calls import Call
+from feedback.database import RecordUnavailable
+from feedback.record import MUTE, Completion, Conversation, Message, Record, new_id, newest_branch
 from server.chat.service import ChatJob, ChatMessage, ChatService
 from server.desk.guard import Noted, review
 from server.desk.journal import Journal
 from server.desk.knowledge import DeskKnowledge, Reading
 from server.desk.policy import CitationFilter, Policies, Policy
-from server.desk.turn import Accepted, Answering, Brief, Delta, Done, Event, Held, Turn
-from server.errors import InvalidRequest, TooManyRequests
-from server.language import detect_language
+from server.desk.tool import TOO_LONG, Caller
+from server.desk.tools import KEPT, NO, OUTCOME, YES, Confirm, DeskTools, Toolbox, steps
+from server.desk.turn import Brief, Event, Turn, follow, hold, replay
+from server.desk.window import Exchange, find, language_of, later, num_chars, since_agent, turns_of
+from server.errors import InvalidRequest, RequestError, TooManyRequests
 from server.settings import DeskSettings
 
 PUBLIC_SCOPE = "desk"
-Exchange = tuple[ChatMessage, ...]
 # When a conversation outgrows the context, its oldest turns go until it fills this share: the next few turns
 # then keep their prefix.
 WINDOW_SHARE = 0.75
 MAX_WINDOWS = 1000
+# So many tokens an answer needs at least; a tool's result that leaves less is too long.
+MIN_ANSWER_TOKENS = 64
 
 
 class AnswerInProgress(TooManyRequests):
@@ -41,10 +48,11 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads, and how many tokens are left for its answer."""
+    """What the model reads, what it may call, and how many tokens are left for its answer."""
 
     messages: Exchange
     max_tokens: int
+    box: Toolbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +66,19 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A conversation as it is on the screen, stored and not yet stored."""
+    """A conversation as it is on the screen, stored and not yet stored. `confirm` waits for the customer's yes."""
 
     conversation: Conversation
     messages: list[Message]
     answering: bool
+    confirm: Confirm | None = None
 
 
 class Desk:
     """All a customer can do. Conversations of other visitors do not exist here: NotFound."""
 
     knowledge: DeskKnowledge | None = None
+    tools: DeskTools | None = None
 
     def __init__(self, chat: ChatService, record: Record, policies: Policies, settings: DeskSettings, wait_s: Callable[[int], int]) -> None:
         """`wait_s` estimates the seconds until a place in the engine's queue is served. With `knowledge` set, `policies` follow it."""
@@ -93,7 +103,8 @@ class Desk:
     def warm(self) -> None:
         """Prefill what every conversation begins with. For each newly loaded engine, and when customers get another adapter."""
         for policy in self._policies.values():
-            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "", self._chat.adapters.chosen_key)
+            tools = self._toolbox("", policy.language).offered
+            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "", self._chat.adapters.chosen_key, tools)
 
     async def close(self) -> None:
         """End what is being answered, and keep what was said."""
@@ -109,7 +120,11 @@ class Desk:
     async def current(self, visitor_id: str) -> History:
         """The visitor's newest conversation. Raises NotFound."""
         conversation = self._journal.current_conversation(visitor_id) or await self._record.current_conversation(visitor_id)
-        return History(conversation, newest_branch(await self.messages(conversation.id)), conversation.id in self._places)
+        said = await self.messages(conversation.id)
+        confirm = None
+        if self.tools and conversation.state == "bot" and (call := await self.tools.calls.pending(conversation.id)):
+            confirm = self.tools.of(visitor_id, language_of(conversation.language, said)).confirm(call)
+        return History(conversation, newest_branch(said), conversation.id in self._places, confirm)
 
     async def stop(self, visitor_id: str, conversation_id: str) -> None:
         """End the answer that is being given, if any; what was said is kept as `stopped`. Raises NotFound."""
@@ -139,16 +154,16 @@ class Desk:
             asked = next((message for message in said if message.client_message_id == client_message_id), None)
             if asked is None:
                 if replaces_id:
-                    _find(_since_agent(newest_branch(said)), replaces_id, "user")
+                    find(since_agent(newest_branch(said)), replaces_id, "user")
                 asked = Message(new_id("msg"), "user", text, client_message_id, replaces_id=replaces_id)
                 said.append(asked)
                 await self._journal.write(conversation, partial(self._record.add_message, conversation_id, asked), asked)
             elif asked.text != text:
                 raise InvalidRequest("this client_message_id came with another text before", param="client_message_id", code="id_reused")
             elif answer := next((message for message in said if message.reply_to_id == asked.id), None):
-                return Answer(_replay(asked, answer), hang_up=lambda: None)
+                return Answer(replay(asked, answer), hang_up=lambda: None)
             if conversation.state in MUTE:
-                return Answer(_hold(asked, conversation.state), hang_up=lambda: None)
+                return Answer(hold(asked, conversation.state), hang_up=lambda: None)
             return await self._answer(place, conversation, said[: said.index(asked) + 1])
 
     async def regenerate(self, visitor_id: str, conversation_id: str, message_id: str) -> Answer:
@@ -160,27 +175,64 @@ class Desk:
         async with self._place(visitor_id, conversation_id) as place:
             conversation = await self.conversation(visitor_id, conversation_id)
             said = await self.messages(conversation_id)
-            answer = _find(said, message_id, "assistant")
+            answer = find(said, message_id, "assistant")
             if later := next((message for message in said if message.replaces_id == message_id), None):
-                return Answer(_replay(_find(said, str(later.reply_to_id), "user"), later), hang_up=lambda: None)
+                return Answer(replay(find(said, str(later.reply_to_id), "user"), later), hang_up=lambda: None)
             branch = newest_branch(said)
             if branch[-1] != answer or conversation.state != "bot":
                 raise InvalidRequest("only the bot's last answer can be made again", param="message_id", code="not_the_last")
             return await self._answer(place, conversation, branch[:-1], answer)
 
-    async def _answer(self, place: _Place, conversation: Conversation, said: list[Message], old: Message | None = None) -> Answer:
-        """Begin to answer the last of `said`, in the place of `old`."""
+    async def decide(self, visitor_id: str, conversation_id: str, call_id: str, decision: Literal["running", "declined"]) -> Answer:
+        """Carry out, once, what the bot asked a yes for, or leave it; and answer. Raises NotFound, AnswerInProgress, InvalidRequest."""
+        async with self._place(visitor_id, conversation_id) as place:
+            conversation = await self.conversation(visitor_id, conversation_id)
+            tools = self.tools if conversation.state == "bot" else None
+            call = await tools.calls.take(conversation_id, call_id, decision) if tools else None
+            if call is None or tools is None:
+                raise InvalidRequest("this can no longer be confirmed", param="call_id", code="confirm_gone")
+            said = await self.messages(conversation_id)
+            language = language_of(conversation.language, said)
+            asked = Message(new_id("msg"), "user", (YES if decision == "running" else NO)[language], call.id)
+            said.append(asked)
+            await self._journal.write(conversation, partial(self._record.add_message, conversation_id, asked), asked)
+            if decision == "declined":
+                return await self._tell(conversation, asked, KEPT[language])
+            call = await asyncio.shield(self._carry_out(tools, conversation, call, language))
+            try:
+                return await self._answer(place, conversation, said, decided=call)
+            except (EngineError, RequestError):
+                return await self._tell(conversation, asked, OUTCOME[language, call.status == "done"])
+
+    async def _tell(self, conversation: Conversation, asked: Message, words: str) -> Answer:
+        """Answer in our own words."""
+        told = Message(new_id("msg"), "assistant", words, reply_to_id=asked.id)
+        await self._journal.write(conversation, partial(self._record.add_message, conversation.id, told), told)
+        return Answer(replay(asked, told), hang_up=lambda: None)
+
+    async def _carry_out(self, tools: DeskTools, conversation: Conversation, call: Call, language: Language) -> Call:
+        made = await tools.of(conversation.visitor_id, language).carry_out(call)
+        await self._journal.write(conversation, partial(tools.calls.finish, made))
+        return made
+
+    async def _answer(
+        self, place: _Place, conversation: Conversation, said: list[Message], old: Message | None = None, decided: Call | None = None
+    ) -> Answer:
+        """Begin to answer the last of `said`, in the place of `old`; a question leaves what waited for a yes."""
         asked, branch = said[-1], newest_branch(said)
+        if self.tools and decided is None:
+            with suppress(RecordUnavailable):
+                await self.tools.calls.drop(conversation.id)
         if asked.replaces_id:
             self._windows.pop(conversation.id, None)
         reading = await self._read(conversation.id, conversation.language, branch)
-        place.turn = turn = self._begin(conversation, branch, reading, old.id if old else None)
+        place.turn = turn = self._begin(conversation, branch, reading, old.id if old else None, decided)
         turn.on_end = lambda: self._leave_place(conversation.id)
         if place.must_end:
             turn.stop()
         edited = (message for message in reversed(said) if asked.replaces_id and message.reply_to_id == asked.replaces_id)
         replaced = old or next(edited, None)
-        return Answer(_follow(asked, turn), turn.hang_up, replaced.completion_id if replaced else None)
+        return Answer(follow(asked, turn), turn.hang_up, replaced.completion_id if replaced else None)
 
     @asynccontextmanager
     async def _place(self, visitor_id: str, conversation_id: str) -> AsyncIterator[_Place]:
@@ -224,7 +276,8 @@ class Desk:
             raise InvalidRequest("the customer has asked nothing since the last answer", code="nothing_to_answer")
         policy = (await self._read(conversation_id, language, said)).policy
         known, whole = CitationFilter(policy), ""
-        async with self._chat.open(self._job(conversation_id, self._fit(conversation_id, policy, _turns(said)))) as stream:
+        prompt = self._fit(conversation_id, policy, turns_of(said), Toolbox({}, Caller(policy.language)))
+        async with self._chat.open(self._job(conversation_id, prompt)) as stream:
             async for delta in stream:
                 if delta.channel == "content" and (text := known.feed(delta.text)):
                     whole += text
@@ -262,47 +315,55 @@ class Desk:
             self._policies = await self.knowledge.refresh(lambda text: self._chat.count_tokens((ChatMessage("system", text),), effort))
 
     async def _read(self, conversation_id: str, opened_in: str, said: list[Message]) -> Reading:
-        language = _language(opened_in, said)
+        language = language_of(opened_in, said)
         await self._refresh()
         if self.knowledge is None:
             return Reading(self._policies[language])
         return await self.knowledge.read(conversation_id, language, [message.text for message in said if message.role == "user"])
 
-    def _begin(self, conversation: Conversation, said: list[Message], reading: Reading, replaces_id: str | None) -> Turn:
+    def _begin(
+        self, conversation: Conversation, said: list[Message], reading: Reading, replaces_id: str | None, decided: Call | None
+    ) -> Turn:
         policy, asked = reading.policy, said[-1]
-        prompt = self._fit(conversation.id, policy, _turns(said))
-        job = self._job(conversation.id, prompt)
+        box = self._toolbox(conversation.visitor_id, policy.language)
+        prompt = self._fit(conversation.id, policy, turns_of(said), box)
+        before = (decided,) if decided else ()
+        job = self._job(conversation.id, prompt, before)
         spec, stream = self._chat.spec, self._chat.open(job)
 
-        async def keep(answer: Message, made: Completion | None, rejected: list[Completion]) -> Message:
+        async def keep(answer: Message, made: Completion | None, others: list[Completion], calls: list[Call]) -> Message:
             kept = replace(answer, reply_to_id=asked.id, replaces_id=replaces_id)
-            work = partial(self._record.add_message, conversation.id, kept, made, rejected, reading.seen)
+            work = partial(self._record.add_message, conversation.id, kept, made, others, reading.seen, calls)
             is_stored = await self._journal.write(conversation, work, kept)
             self.on_kept(conversation.id)
             if kept.text and kept.status != "interrupted":
                 turns = (*prompt.messages, ChatMessage("assistant", kept.text))
-                self._chat.warm(turns, PUBLIC_SCOPE, conversation.id, job.adapter)
-            for kind in {violation["kind"] for attempt in rejected for violation in attempt.violations}:
+                self._chat.warm(turns, PUBLIC_SCOPE, conversation.id, job.adapter, box.offered)
+            for kind in {violation["kind"] for attempt in others for violation in attempt.violations}:
                 self.on_check(kind)
             if made is None:
                 await self.on_check_failed(conversation, asked)
             return kept if is_stored else replace(kept, completion_id=None)
 
         evidence = policy.evidence(message.text for message in said)
-        brief = Brief(policy, evidence, asked.text, spec, lambda: self._chat.open(self._job(conversation.id, prompt)))
+        again = partial(self._job, conversation.id, prompt)
+        brief = Brief(policy, evidence, asked.text, spec, lambda calls: self._chat.open(again(calls)), box, before)
         return Turn(stream, brief, keep, self._wait_s)
 
-    def _fit(self, conversation_id: str, policy: Policy, turns: list[Exchange]) -> Prompt:
+    def _toolbox(self, visitor_id: str, language: Language) -> Toolbox:
+        return self.tools.of(visitor_id, language) if self.tools and self._chat.knows_tools else Toolbox({}, Caller(language))
+
+    def _fit(self, conversation_id: str, policy: Policy, turns: list[Exchange], box: Toolbox) -> Prompt:
         """The newest turns that leave room for an answer; never without the system message and the question."""
         limit = min(self._chat.spec.context_length, self._chat.spec.num_kv_tokens)
         room = limit - min(self._settings.max_answer_tokens, limit // 4)
         first = min(self._windows.get(conversation_id, 0), len(turns) - 1)
         while True:
             messages = (ChatMessage("system", policy.system), *(message for turn in turns[first:] for message in turn))
-            num_tokens = self._chat.count_tokens(messages, self._settings.effort)
+            num_tokens = self._chat.count_tokens(messages, self._settings.effort, box.offered)
             if num_tokens <= room or first == len(turns) - 1:
-                return Prompt(messages, max(1, min(self._settings.max_answer_tokens, limit - num_tokens)))
-            first = _later(turns, first, (1 - WINDOW_SHARE * room / num_tokens) * _num_chars(messages))
+                return Prompt(messages, max(1, min(self._settings.max_answer_tokens, limit - num_tokens)), box)
+            first = later(turns, first, (1 - WINDOW_SHARE * room / num_tokens) * num_chars(messages))
             self._remember_window(conversation_id, first)
 
     def _remember_window(self, conversation_id: str, first: int) -> None:
@@ -311,7 +372,18 @@ class Desk:
         if len(self._windows) > MAX_WINDOWS:
             del self._windows[next(iter(self._windows))]
 
-    def _job(self, conversation_id: str, prompt: Prompt) -> ChatJob:
+    def _continued(self, prompt: Prompt, calls: Sequence[Call]) -> Prompt:
+        """The prompt with these calls after it. A last result that leaves no room for an answer is too long."""
+        limit = min(self._chat.spec.context_length, self._chat.spec.num_kv_tokens)
+        for made in (calls, (*calls[:-1], *(replace(call, result=TOO_LONG) for call in calls[-1:]))):
+            messages = (*prompt.messages, *steps(made))
+            room = limit - self._chat.count_tokens(messages, self._settings.effort, prompt.box.offered)
+            if room >= MIN_ANSWER_TOKENS:
+                break
+        return replace(prompt, messages=messages, max_tokens=max(1, min(self._settings.max_answer_tokens, room)))
+
+    def _job(self, conversation_id: str, prompt: Prompt, calls: Sequence[Call] = ()) -> ChatJob:
+        prompt = self._continued(prompt, calls) if calls else prompt
         return ChatJob(
             messages=prompt.messages,
             sampling=replace(self._chat.default_sampling(), seed=secrets.randbits(31), max_tokens=prompt.max_tokens),
@@ -320,81 +392,9 @@ class Desk:
             scope_private=conversation_id,
             adapter=self._chat.adapters.chosen_key,
             completion_id=new_id("cmpl"),
+            tool_use=prompt.box.use(calls),
         )
 
 
 async def _nothing(conversation: Conversation, asked: Message) -> None:
     return None
-
-
-def _find(said: list[Message], message_id: str, role: Role) -> Message:
-    for message in said:
-        if message.id == message_id and message.role == role:
-            return message
-    raise NotFound("no such message")
-
-
-def _since_agent(branch: list[Message]) -> list[Message]:
-    """What a customer may still put in other words: what a person answered stands."""
-    last = max((place for place, message in enumerate(branch) if message.role == "agent"), default=-1)
-    return branch[last + 1 :]
-
-
-async def _follow(asked: Message, turn: Turn) -> AsyncGenerator[Event, None]:
-    yield Accepted(asked.id)
-    async for event in turn.events():
-        yield event
-
-
-async def _replay(asked: Message, answer: Message) -> AsyncGenerator[Event, None]:
-    yield Accepted(asked.id)
-    yield Answering()
-    yield Delta(answer.text)
-    yield Done(answer)
-
-
-async def _hold(asked: Message, state: State) -> AsyncGenerator[Event, None]:
-    yield Accepted(asked.id)
-    yield Held(state)
-
-
-def _language(opened_in: str, said: list[Message]) -> Language:
-    """The customer's language now: that of the last message that shows one."""
-    language: Language = "zh" if opened_in == "zh" else "en"
-    for message in said:
-        if message.role == "user":
-            language = detect_language(message.text, language)
-    return language
-
-
-def _turns(said: list[Message]) -> list[Exchange]:
-    """Question and answer, oldest first; an agent's answer is an answer, and what an agent adds to one belongs to it.
-
-    Questions without an answer join the next one; sent again, they count once.
-    """
-    turns: list[Exchange] = []
-    open_questions: list[str] = []
-    for message in said:
-        if message.role == "user":
-            open_questions = [text for text in open_questions if text != message.text] + [message.text]
-        elif message.text and open_questions:
-            turns.append((ChatMessage("user", "\n".join(open_questions)), ChatMessage("assistant", message.text)))
-            open_questions = []
-        elif message.text and turns:
-            question, answer = turns[-1]
-            turns[-1] = (question, replace(answer, content=f"{answer.content}\n{message.text}"))
-    turns.append((ChatMessage("user", "\n".join(open_questions)),))
-    return turns
-
-
-def _later(turns: list[Exchange], first: int, num_excess_chars: float) -> int:
-    """The first turn of a window that is smaller by about so many characters. The question stays."""
-    last = len(turns) - 1
-    while first < last and num_excess_chars > 0:
-        num_excess_chars -= _num_chars(turns[first])
-        first += 1
-    return first
-
-
-def _num_chars(messages: Exchange) -> int:
-    return sum(len(message.content) for message in messages)

@@ -147,7 +147,7 @@ def parse_policy(content: bytes, name: str = "policy.toml") -> dict[Language, Te
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadPolicy(f"{name} is no TOML: {error}") from error
     except ValidationError as error:
-        raise BadPolicy("\n".join(_sentences(error, text, name))) from error
+        raise BadPolicy("\n".join(sentences(error, text, name))) from error
     version = hashlib.sha256(content).hexdigest()
     return {language: _terms(file, language, version) for language in LANGUAGES}
 
@@ -168,7 +168,8 @@ def _terms(file: PolicyFile, language: Language, version: str) -> Terms:
     return Terms(language, version, persona, each(file.facts), each(file.promises), rules, file)
 
 
-def _sentences(error: ValidationError, text: str, name: str) -> list[str]:
+def sentences(error: ValidationError, text: str, name: str) -> list[str]:
+    """Every fault of a TOML file with its line and key."""
     said = {}
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         # A choice between two shapes puts the shape's name into the path; keys of the file are plain words.

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from backends.protocol import EngineBusy, EngineDown, EngineError, ModelSpec
-from feedback.record import Completion, Message, State, Status, new_id
+from feedback.calls import Call
+from feedback.record import Completion, Message, State, Status, Unshown, new_id
 from server.chat.service import ChatStream
 from server.desk.checks import Evidence
 from server.desk.guard import Guard
 from server.desk.policy import FALLBACK, OFFER, CitationFilter, Policy
+from server.desk.tools import OUTCOME, Confirm, Toolbox
 from server.errors import ShuttingDown
 
 LOOK_INTERVAL_S = 0.1
@@ -38,6 +39,11 @@ class Queued:
 @dataclass(frozen=True, slots=True)
 class Thinking:
     can_answer_now: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookingUp:
+    """A tool is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +81,34 @@ class Held:
     state: State
 
 
-Event = Accepted | Queued | Thinking | Answering | Delta | Restart | Done | Failed | Held
-# An answer, its completion (None: no attempt at it may be shown), and the completions that failed the checks before.
-Keep = Callable[[Message, Completion | None, list[Completion]], Awaitable[Message]]
+Event = Accepted | Queued | Thinking | LookingUp | Answering | Delta | Restart | Confirm | Done | Failed | Held
+# An answer, its completion (None: no attempt at it may be shown), the completions before that failed the checks or called a tool, and
+# those calls.
+Keep = Callable[[Message, Completion | None, list[Completion], list[Call]], Awaitable[Message]]
 
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """What an answer is given with: the policy, what it may rest on, and a way to ask the model the same again with another seed."""
+    """What an answer is given with: the policy, what it may rest on, a way to ask the model the same again, with another seed and after
+    these calls of tools, the tools, and the call that the customer has decided on.
+    """
 
     policy: Policy
     evidence: Evidence
     question: str
     spec: ModelSpec
-    again: Callable[[], ChatStream]
+    open: Callable[[Sequence[Call]], ChatStream]
+    box: Toolbox
+    decided: tuple[Call, ...] = ()
+
+    def resting_on(self, calls: Sequence[Call]) -> Evidence:
+        """What was found counts as stated; why something failed may be quoted."""
+        told = tuple(call.result for call in calls if call.status == "done")
+        return replace(self.evidence, tools=told, said=(*self.evidence.said, *(call.result for call in calls if call.status == "failed")))
+
+    def instead(self, words: str) -> str:
+        """What is said in the place of an answer: what came of a confirmed call goes before anything else."""
+        return next((OUTCOME[self.policy.language, call.status == "done"] for call in self.decided), words)
 
 
 class Turn:
@@ -106,7 +126,8 @@ class Turn:
         self._brief = brief
         self._keep = keep
         self._wait_s = wait_s
-        self._rejected: list[Completion] = []
+        self._others: list[Completion] = []
+        self._calls: list[Call] = []
         self._text = ""
         self._begin(stream)
         self._status: Status = "complete"
@@ -154,10 +175,15 @@ class Turn:
 
     async def _generate(self) -> Done | Failed:
         try:
-            while not await self._attempt():
-                if not self._begin_again():
-                    return Done(await self._offer_person())
+            while True:
+                if not await self._attempt():
+                    if not self._begin_again():
+                        return Done(await self._offer_person())
+                elif (call := self._called()) is None or not await self._use(call):
+                    break
         except (EngineError, ShuttingDown) as error:
+            if self._brief.instead(""):
+                return Done(await self._offer_person())
             self._status = "interrupted"
             await self._finish()
             return Failed(error)
@@ -166,7 +192,8 @@ class Turn:
     def _begin(self, stream: ChatStream) -> None:
         self._stream = stream
         self._filter = CitationFilter(self._brief.policy)
-        self._guard = Guard(self._brief.evidence, self._brief.policy.rules, self._brief.policy.language)
+        evidence = self._brief.resting_on((*self._brief.decided, *self._calls))
+        self._guard = Guard(evidence, self._brief.policy.rules, self._brief.policy.language)
 
     async def _attempt(self) -> bool:
         """Whether the answer may stand: it passed, or was ended from outside with what had passed by then."""
@@ -178,13 +205,33 @@ class Turn:
 
     def _begin_again(self) -> bool:
         """Put the failed attempt aside and ask once more; False when that was the last one, or the engine has no room for another."""
-        self._rejected.append(self._completion("rejected", shown=False))
-        if len(self._rejected) < MAX_ATTEMPTS:
+        self._others.append(self._completion("rejected", shown=False))
+        if sum(other.status == "rejected" for other in self._others) < MAX_ATTEMPTS:
             with contextlib.suppress(EngineBusy, EngineDown):
-                self._begin(self._brief.again())
+                self._begin(self._brief.open((*self._brief.decided, *self._calls)))
                 self._forget()
                 return True
         return False
+
+    def _called(self) -> Call | None:
+        """The call that was made instead of an answer."""
+        called = self._stream.result.tool_calls if self._status == "complete" else ()
+        return next((Call(call.id, call.name, call.arguments, completion_id=self._stream.completion_id) for call in called), None)
+
+    async def _use(self, call: Call) -> bool:
+        """Whether the model goes on with what the tool told: not when the customer has ended this, or is asked for a yes first."""
+        self._forget()
+        if self._brief.box.asks_first(call):
+            self._calls.append(replace(call, status="pending"))
+            return False
+        self._events.put_nowait(LookingUp())
+        self._calls.append(await self._brief.box.look_up(call))
+        if self._status != "complete":
+            return False
+        stream = self._brief.open((*self._brief.decided, *self._calls))
+        self._others.append(self._completion("called", shown=False))
+        self._begin(stream)
+        return True
 
     async def _hear(self) -> None:
         watch = asyncio.create_task(self._watch_place())
@@ -222,16 +269,27 @@ class Turn:
             self._events.put_nowait(Restart())
 
     async def _offer_person(self) -> Message:
-        """In place of an answer that failed its checks twice."""
+        """In place of an answer that failed its checks twice, or that the engine broke off after something was done."""
         self._forget()
-        self._say(OFFER[self._brief.policy.language])
-        return await self._keep(Message(new_id("msg"), "assistant", self._text), None, self._rejected)
+        self._say(self._brief.instead(OFFER[self._brief.policy.language]))
+        return await self._keep(Message(new_id("msg"), "assistant", self._text), None, self._others, self._calls)
+
+    async def _ask_first(self, pending: Call) -> Message:
+        """End with the question whether to do it, in our words."""
+        self._say(self._brief.box.question(pending))
+        made = self._completion("complete", shown=False)
+        asking = Message(new_id("msg"), "assistant", self._text, finish_reason=made.finish_reason)
+        kept = await self._keep(asking, made, self._others, self._calls)
+        self._events.put_nowait(self._brief.box.confirm(pending))
+        return kept
 
     async def _finish(self) -> Message:
         """Keep the answer. A complete one without words becomes an offer of a person; a broken one without words is not kept."""
+        if self._calls and self._calls[-1].status == "pending":
+            return await self._ask_first(self._calls[-1])
         policy, is_empty = self._brief.policy, not self._text.strip()
         if self._status == "complete":
-            completed = FALLBACK[policy.language] if is_empty else policy.completed(self._text, self._brief.question)
+            completed = self._brief.instead(FALLBACK[policy.language]) if is_empty else policy.completed(self._text, self._brief.question)
             self._say(completed.removeprefix(self._text))
         made = self._completion(self._status, shown=not is_empty)
         answer = Message(
@@ -245,9 +303,9 @@ class Turn:
         )
         if is_empty and self._status == "interrupted":
             return answer
-        return await self._keep(answer, made, self._rejected)
+        return await self._keep(answer, made, self._others, self._calls)
 
-    def _completion(self, status: Status | Literal["rejected"], *, shown: bool) -> Completion:
+    def _completion(self, status: Status | Unshown, *, shown: bool) -> Completion:
         result, spec, policy = self._stream.result, self._brief.spec, self._brief.policy
         return Completion(
             id=self._stream.completion_id,
@@ -278,3 +336,24 @@ class Turn:
             total_ms=result.total_ms,
             violations=self._guard.noted(),
         )
+
+
+async def follow(asked: Message, turn: Turn) -> AsyncGenerator[Event, None]:
+    """What the customer is told of an answer that is made."""
+    yield Accepted(asked.id)
+    async for event in turn.events():
+        yield event
+
+
+async def replay(asked: Message, answer: Message) -> AsyncGenerator[Event, None]:
+    """The same of one that is kept."""
+    yield Accepted(asked.id)
+    yield Answering()
+    yield Delta(answer.text)
+    yield Done(answer)
+
+
+async def hold(asked: Message, state: State) -> AsyncGenerator[Event, None]:
+    """The same of a message that is kept for a person."""
+    yield Accepted(asked.id)
+    yield Held(state)

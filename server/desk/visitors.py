@@ -17,6 +17,7 @@ TOKEN_LIFETIME_S = 30 * 60
 RENEWABLE_S = 30 * 24 * 3600
 PURPOSE = "kefu.desk.visitor"
 KNOWN = "cus_"
+MAX_KNOWN = 10_000
 
 
 class InvalidToken(Unauthorized):
@@ -44,6 +45,7 @@ class Visitors:
         self._key_file = key_file
         self._read_at_ns = -1
         self._signer = URLSafeTimedSerializer("", salt=PURPOSE)
+        self._known: dict[str, tuple[str, str]] = {}
         self._customer_key_file = key_file.with_name("customer.key")
         for file in (key_file, self._customer_key_file):
             if not file.exists():
@@ -54,10 +56,10 @@ class Visitors:
         return self._pass(new_id("vis"), site)
 
     def know(self, site: str, customer_id: str) -> VisitorPass:
-        """The visitor that this customer of the site always is. Of `customer_id` only a keyed hash is kept."""
+        """The visitor that this customer of the site always is. Of `customer_id` only a keyed hash is kept; the token carries it."""
         key = self._customer_key_file.read_bytes()
         digest = hmac.digest(key, f"{site}\0{customer_id}".encode(), hashlib.sha256)
-        return self._pass(KNOWN + base64.b32encode(digest).decode().lower()[:20], site)
+        return self._pass(KNOWN + base64.b32encode(digest).decode().lower()[:20], f"{site}@{customer_id}")
 
     def renew(self, token: str, site: str = "") -> VisitorPass:
         """A fresh token for the same visitor, within 30 days of the last one; a known customer is named anew. Raises InvalidToken."""
@@ -70,16 +72,26 @@ class Visitors:
         """Who holds this token. Raises InvalidToken."""
         return self._read(token, site, TOKEN_LIFETIME_S)
 
+    def customer_of(self, visitor_id: str) -> tuple[str, str]:
+        """Site and customer id of a known visitor who has shown a valid token lately; empty ones for anybody else."""
+        return self._known.get(visitor_id, ("", ""))
+
     def _pass(self, visitor_id: str, site: str) -> VisitorPass:
         return VisitorPass(visitor_id, self._current_signer().dumps(f"{visitor_id}@{site}" if site else visitor_id))
 
     def _read(self, token: str, site: str, max_age_s: int) -> str:
         try:
-            visitor_id, _, signed_for = str(self._current_signer().loads(token, max_age=max_age_s)).partition("@")
+            visitor_id, _, rest = str(self._current_signer().loads(token, max_age=max_age_s)).partition("@")
         except (BadSignature, UnicodeError) as error:
             raise InvalidToken from error
+        signed_for, _, customer_id = rest.partition("@")
         if signed_for != site:
             raise InvalidToken
+        if visitor_id.startswith(KNOWN) and customer_id:
+            self._known.pop(visitor_id, None)
+            self._known[visitor_id] = site, customer_id
+            if len(self._known) > MAX_KNOWN:
+                del self._known[next(iter(self._known))]
         return visitor_id
 
     def _current_signer(self) -> URLSafeTimedSerializer:

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -17,13 +17,16 @@ from server.body import body
 from server.desk.customers import Customers
 from server.desk.desk import Answer, Desk
 from server.desk.handoff import Handoffs
-from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, Queued, Restart, Thinking
+from server.desk.tools import Confirm
+from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, LookingUp, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import NotFound, error_object
 from server.limits import DailyLimit, InFlight, RateLimit, address_of
 from server.schema.desk import (
+    ConfirmReply,
     ConversationReply,
     ConversationRequest,
+    DecisionRequest,
     EmptyRequest,
     MessageReply,
     MessageRequest,
@@ -147,6 +150,7 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
             messages=messages,
             answering=history.answering,
             state=conversation.state,
+            confirm=ConfirmReply.model_validate(history.confirm) if history.confirm else None,
             seq=max((message.seq for message in history.messages), default=0),
         )
 
@@ -183,6 +187,18 @@ def _add_answers(router: APIRouter, desk: Desk, handoffs: Handoffs, signals: Sig
             answer = await desk.regenerate(visitor_id, conversation_id, message_id)
             await note(visitor_id, answer, "regenerate")
             return _stream(answer, held.pop_all())
+
+    @router.post("/conversations/{conversation_id}/calls/{call_id}", tags=["visitor"])
+    async def decide(
+        conversation_id: str,
+        call_id: str,
+        request: Request,
+        visitor_id: visitor,
+        sent: Annotated[DecisionRequest, Depends(body(DecisionRequest))],
+    ) -> Response:
+        with admitted(request, visitor_id) as held:
+            decision: Literal["running", "declined"] = "running" if sent.decision == "yes" else "declined"
+            return _stream(await desk.decide(visitor_id, conversation_id, call_id, decision), held.pop_all())
 
     @contextmanager
     def admitted(request: Request, visitor_id: str) -> Iterator[ExitStack]:
@@ -237,6 +253,13 @@ def _stream(answer: Answer, held: ExitStack) -> EventStream:
     return EventStream(frames(), hang_up)
 
 
+_PLAIN = {
+    LookingUp: sse_event("state", {"state": "looking_up"}),
+    Answering: sse_event("state", {"state": "answering"}),
+    Restart: sse_event("restart", {}),
+}
+
+
 def _frame(event: Event) -> bytes:
     match event:
         case Accepted(message_id):
@@ -245,18 +268,18 @@ def _frame(event: Event) -> bytes:
             return sse_event("state", {"state": "queued", "place": place, "eta_s": eta_s})
         case Thinking(can_answer_now):
             return sse_event("state", {"state": "thinking", "can_answer_now": can_answer_now})
-        case Answering():
-            return sse_event("state", {"state": "answering"})
+        case Confirm():
+            return sse_event("confirm", ConfirmReply.model_validate(event).model_dump())
         case Delta(text):
             return sse_event("delta", {"text": text})
-        case Restart():
-            return sse_event("restart", {})
         case Done(message):
             return sse_event("done", {"message": on_the_wire(message)})
         case Failed(error):
             return sse_event("error", error_object(error))
         case Held(state):
             return sse_event("held", {"state": state})
+        case _:
+            return _PLAIN[type(event)]
 
 
 def on_the_wire(message: Message) -> dict[str, object]:

@@ -115,12 +115,27 @@ class MessageReply(_Reply):
     thumb: int | None
 
 
+class DecisionRequest(Request):
+    """The customer's button under what the bot wants to do."""
+
+    decision: Literal["yes", "no"]
+
+
+class ConfirmReply(_Reply):
+    """What waits for the customer's yes; `arguments` are pairs of a name and a value, as text."""
+
+    call_id: str
+    tool: str
+    arguments: list[tuple[str, str]]
+
+
 class ConversationReply(_Reply):
     conversation_id: str
     language: str
     messages: list[MessageReply]
     answering: bool = False
     state: State = "bot"
+    confirm: ConfirmReply | None = None
     seq: int = 0  # of the last message: where to follow from
 
 

@@ -29,7 +29,7 @@ export class Answer {
   wait({ state, place, eta_s: eta, can_answer_now: canAnswerNow }, onNow) {
     this.#stopClock();
     if (state === "queued") return this.#say(say(eta ? "queued_time" : "queued", { place, seconds: eta }));
-    this.#say("");
+    this.#say(state === "looking_up" ? say("looking_up") : "");
     if (state !== "thinking") return undefined;
     const began = Date.now();
     let isOffered = !canAnswerNow;

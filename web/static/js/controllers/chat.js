@@ -7,6 +7,7 @@ import { language, say } from "../helpers/strings.js";
 import { Desk, DeskError } from "../models/desk.js";
 import { Answer } from "./answer.js";
 import { Composer } from "./composer.js";
+import { Confirm } from "./confirm.js";
 import { Editing } from "./editing.js";
 import { Host } from "./host.js";
 import { Notices } from "./notices.js";
@@ -21,6 +22,7 @@ class Chat {
   #list = document.getElementById("messages");
   #welcome = new Welcome(document.getElementById("welcome"), (text) => this.#send(text));
   #notices = new Notices(document.getElementById("notice"), document.getElementById("announcer"));
+  #confirm = new Confirm(this.#list, (words, decision) => this.#send(words, decision));
   #startOverButton = document.getElementById("start-over");
   #composer;
   #editing;
@@ -32,8 +34,7 @@ class Chat {
 
   constructor() {
     const form = document.getElementById("composer");
-    const drafts = new SafeStorage(() => sessionStorage, site.id);
-    this.#composer = new Composer(form, drafts, {
+    this.#composer = new Composer(form, new SafeStorage(() => sessionStorage, site.id), {
       onSend: (text) => this.#send(text),
       onStop: () => this.#stop(),
       onFiles: () => this.#notices.show(say("no_files")),
@@ -72,11 +73,12 @@ class Chat {
       this.#list.replaceChildren();
       this.#hear(answered.messages.map((message) => this.#draw(message)).at(-1));
     }
+    this.#confirm.show(answered.confirm);
     const last = answered.messages.at(-1);
     const asked = answered.messages.findLast(({ role }) => role === "user")?.text;
     if (asked === this.#composer.text.trim()) this.#composer.fill("");
-    if (["waiting", "human"].includes(answered.state)) return;
-    if (last?.role === "user" || last?.status === "interrupted") this.#offerAgain(asked);
+    const isCut = last?.role === "user" || last?.status === "interrupted";
+    if (isCut && !["waiting", "human"].includes(answered.state)) this.#offerAgain(asked);
   }
 
   // An answer that began before a reload, or in another tab, is fetched whole when it is there.
@@ -113,13 +115,10 @@ class Chat {
 
   #offerAgain(text) {
     const answer = this.#answer();
-    answer.fail(say("problem_cut"), say("try_again"), () => {
-      answer.node.remove();
-      this.#send(text);
-    });
+    answer.fail(say("problem_cut"), say("try_again"), () => answer.node.remove() || this.#send(text));
   }
 
-  async #send(text) {
+  async #send(text, decision) {
     if (this.#isAnswering) return;
     this.#list.querySelectorAll(".problem button").forEach((button) => button.remove());
     const replaces = this.#editing.finish();
@@ -128,7 +127,7 @@ class Chat {
     this.#notices.show("");
     this.#composer.focus();
     this.#scroller.toLatest();
-    const kept = await this.#turn({ text, client_message_id: uuid(), replaces }, this.#answer());
+    const kept = await this.#turn(decision ?? { text, client_message_id: uuid(), replaces }, this.#answer());
     if (kept?.status === "interrupted") this.#offerAgain(text);
   }
 
@@ -139,8 +138,7 @@ class Chat {
     await this.#turn({ regenerates }, this.#answer(old));
   }
 
-  // The same client_message_id again: an answer that the server has already is shown, not made twice. If all it has is
-  // the beginning of one, the question is asked anew.
+  // The same client_message_id again: an answer that the server has is shown, not made twice; of a beginning, the question is asked anew.
   async #retry(message, answer) {
     this.#composer.focus();
     answer.restart();
@@ -157,6 +155,7 @@ class Chat {
   // -> the answer as the server keeps it, or undefined when it failed or a person answers
   async #turn(message, answer) {
     this.#setAnswering(true);
+    this.#confirm.close();
     this.#notices.announce("");
     try {
       const conversationId = await this.#conversation();
@@ -178,6 +177,7 @@ class Chat {
     if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
     if (event.name === "restart") answer.restart();
+    if (event.name === "confirm") this.#confirm.show(event);
     if (event.name === "held") answer.node.remove();
     if (event.name === "done") this.#hear(answer.finish(event.message, this.#desk));
     return event.message;
@@ -196,7 +196,7 @@ class Chat {
     answer.fail(problem, say(isOver ? "start_over" : "try_again"), async () => {
       if (!isOver) return this.#retry(message, answer);
       await this.#startOver();
-      return this.#composer.fill(message.text);
+      return this.#composer.fill(message.text ?? "");
     });
   }
 

@@ -18,6 +18,7 @@ export class DeskError extends Error {
 
 const PROBLEM_BY_CODE = {
   answer_in_progress: "in_progress",
+  confirm_gone: "confirm_gone",
   context_length_exceeded: "full",
   conversation_closed: "gone",
   daily_limit: "enough",
@@ -119,12 +120,12 @@ export class Desk {
     await this.#request("POST", `/desk/conversations/${conversationId}/csat`, rating);
   }
 
-  // To a message, or once more: {regenerates: message_id} of an answer.
+  // To a message, once more ({regenerates: message_id} of an answer), or to a confirmation ({decides: call_id, decision}).
   // Yields {name, ...data} up to and including "done" or "held"; every other end is a DeskError.
-  async *answer(conversationId, { regenerates, ...message }) {
-    const path = `/desk/conversations/${conversationId}/messages`;
-    const stream = regenerates ? this.#stream("POST", `${path}/${regenerates}/regenerate`, {}) : this.#stream("POST", path, message);
-    for await (const event of stream) {
+  async *answer(conversationId, { regenerates, decides, ...message }) {
+    const path = `/desk/conversations/${conversationId}`;
+    const place = decides ? `calls/${decides}` : regenerates ? `messages/${regenerates}/regenerate` : "messages";
+    for await (const event of this.#stream("POST", `${path}/${place}`, message)) {
       yield event;
       if (event.name === "done" || event.name === "held") return;
     }

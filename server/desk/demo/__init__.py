@@ -1,0 +1,1 @@
+"""The demonstration shop: its policy, its tools, and the orders behind them."""
