@@ -14,6 +14,7 @@ from backends.sequence import CacheScope, FinishReason, SamplingParams, Thinking
 from backends.wire import TokenEvent
 from server.chat.service import NO_ADAPTERS, ChatJob, ChatMessage, ChatResult, TextDelta
 from server.chat.template import Prompt
+from server.chat.tools import Tool, ToolCall
 from server.errors import Unsupported
 
 Item = TypeVar("Item")
@@ -186,7 +187,12 @@ class ScriptedStream(_Script[TextDelta]):
         self.result.logprobs += [-0.25]
         self._items.put_nowait(TextDelta("content", text))
 
-    def end(self, reason: Literal["stop", "length", "abort"] = "stop") -> None:
+    def call(self, name: str, arguments: str) -> None:
+        """End with a call."""
+        self.result.tool_calls = (ToolCall(f"call_{len(self.completion_id)}_{id(self)}", name, arguments),)
+        self.end("tool_calls")
+
+    def end(self, reason: Literal["stop", "length", "abort", "tool_calls"] = "stop") -> None:
         self.result.finish_reason = reason
         self._items.put_nowait(None)
 
@@ -212,8 +218,9 @@ class ScriptedStream(_Script[TextDelta]):
 class CountingTemplate:
     """One token per character."""
 
-    def render(self, messages: Sequence[ChatMessage], effort: str | None) -> Prompt:
-        return Prompt([1] * sum(len(message.content) for message in messages), 0, thinking_open=True)
+    def render(self, messages: Sequence[ChatMessage], effort: str | None, tools: Sequence[Tool] = ()) -> Prompt:
+        num_chars = sum(len(message.content) for message in messages) + sum(len(tool.definition) for tool in tools)
+        return Prompt([1] * num_chars, 0, thinking_open=True)
 
 
 @dataclass
@@ -224,13 +231,14 @@ class ScriptedChat:
     refuse: Exception | None = None
     spec: ModelSpec = SPEC
     place: int = 0
+    knows_tools: bool = True
     adapters: AdapterRegistry = NO_ADAPTERS
     streams: list[ScriptedStream] = field(default_factory=list)
     warmed: list[tuple[tuple[ChatMessage, ...], str, str]] = field(default_factory=list)
     template: CountingTemplate = field(default_factory=CountingTemplate)
 
-    def count_tokens(self, messages: Sequence[ChatMessage], effort: str | None) -> int:
-        return len(self.template.render(messages, effort).token_ids)
+    def count_tokens(self, messages: Sequence[ChatMessage], effort: str | None, tools: Sequence[Tool] = ()) -> int:
+        return len(self.template.render(messages, effort, tools).token_ids)
 
     def default_sampling(self) -> SamplingParams:
         return SamplingParams()
@@ -247,5 +255,7 @@ class ScriptedChat:
             stream.end()
         return stream
 
-    def warm(self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "") -> None:
+    def warm(
+        self, messages: Sequence[ChatMessage], scope_public: str, scope_private: str, adapter: str = "", tools: Sequence[Tool] = ()
+    ) -> None:
         self.warmed.append((tuple(messages), scope_public, scope_private))

@@ -34,6 +34,7 @@ class Scene:
     pause_s: float = 0.0
     ending: str = "complete"  # complete | interrupted | error | cut
     finish_reason: str = "stop"
+    confirm: dict[str, object] | None = None
 
 
 SLOW = Scene(text="Tea and kettles. " * 60, pause_s=0.02, piece=6)
@@ -48,6 +49,7 @@ class Desk:
     messages: list[dict[str, object]] = field(default_factory=list)
     signals: list[dict[str, object]] = field(default_factory=list)
     asked: list[dict[str, str]] = field(default_factory=list)
+    decided: list[tuple[str, object]] = field(default_factory=list)
     regenerated: list[str] = field(default_factory=list)
     admitted: list[tuple[str | None, dict[str, str]]] = field(default_factory=list)  # site and body of each
     language: str = "en"
@@ -120,7 +122,10 @@ async def play(desk: Desk) -> AsyncIterator[bytes]:
         yield sse("error", {"error": {"message": "the engine stopped", "type": "server_error", "param": None, "code": "engine_died"}})
     elif scene.ending != "cut":
         status = "stopped" if desk.stopped else scene.ending
-        yield sse("done", {"message": desk.answer(said, status, scene.finish_reason)})
+        message = desk.answer(said, status, scene.finish_reason)
+        if scene.confirm:
+            yield sse("confirm", scene.confirm)
+        yield sse("done", {"message": message})
 
 
 def create_app(desk: Desk, sites: dict[str, SiteSettings] | None = None) -> FastAPI:
@@ -185,12 +190,21 @@ def _conversation_routes(desk: Desk) -> APIRouter:
         if not desk.num_conversations:
             raise NotFound("no such conversation")
         conversation_id = f"conv_{desk.num_conversations}"
-        return {"conversation_id": conversation_id, "language": desk.language, "messages": desk.messages, "answering": desk.answering}
+        now = {"messages": desk.messages, "answering": desk.answering, "confirm": desk.scene.confirm}
+        return {"conversation_id": conversation_id, "language": desk.language, **now}
 
     @router.post("/{conversation_id}/messages/{message_id}/regenerate")
     async def regenerate(conversation_id: str, message_id: str) -> StreamingResponse:
         desk.cut(message_id)
         desk.regenerated.append(message_id)
+        desk.answering, desk.stopped, desk.hurried = True, False, False
+        return StreamingResponse(play(desk), media_type="text/event-stream")
+
+    @router.post("/{conversation_id}/calls/{call_id}")
+    async def decide(conversation_id: str, call_id: str, request: Request) -> StreamingResponse:
+        desk.decided.append((call_id, await request.json()))
+        desk.store("user", "Yes, please do it.")
+        desk.scene = Scene(text="Done.")
         desk.answering, desk.stopped, desk.hurried = True, False, False
         return StreamingResponse(play(desk), media_type="text/event-stream")
 

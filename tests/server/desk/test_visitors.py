@@ -139,3 +139,16 @@ def test_an_empty_key_file_signs_nothing(key_file: Path) -> None:
     key_file.touch()
     with pytest.raises(ValueError, match="holds no key"):
         Visitors(key_file).admit()
+
+
+def test_a_known_customers_token_names_them_to_tools_and_an_anonymous_one_nobody(key_file: Path) -> None:
+    known = Visitors(key_file).know("shop", "a@b\0c")
+    later = Visitors(key_file)
+    assert later.customer_of(known.visitor_id) == ("", "")
+    assert later.visitor_id(known.token, "shop") == known.visitor_id
+    assert later.customer_of(known.visitor_id) == ("shop", "a@b\0c")
+    stranger = later.admit("shop")
+    later.visitor_id(stranger.token, "shop")
+    assert later.customer_of(stranger.visitor_id) == ("", "")
+    with pytest.raises(InvalidToken):
+        later.visitor_id(known.token, "shop@a")

@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from datetime import date
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from sqlalchemy import Connection, select
@@ -15,15 +17,19 @@ from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop
 from backends.protocol import EngineDied, EngineOptions
 from backends.supervisor import Supervisor
+from feedback.calls import Call, Calls
 from feedback.database import Database
 from feedback.inbox import Inbox, Move
 from feedback.record import Message, Record, new_id
 from feedback.tables import completion, message
 from server.chat.service import ChatService
+from server.desk.demo.orders import demo_orders
 from server.desk.desk import Desk
 from server.desk.handoff import Handoffs
 from server.desk.policy import OFFER, Policy
 from server.desk.policy_file import DEMO, load_policy, parse_policy
+from server.desk.tools import Confirm, DeskTools
+from server.desk.tools_file import DEMO_TOOLS, load_tools
 from server.desk.turn import Delta, Done, Event, Failed, Held
 from server.settings import DeskSettings
 from tests.backends.lora import random_matrices, write_mlx
@@ -120,6 +126,29 @@ async def test_a_model_that_says_what_the_policy_forbids_is_asked_twice_and_not_
     assert second["num_cached_tokens"] >= len(second["prompt_token_ids"]) - 1  # type: ignore[operator, arg-type]
     assert first["policy_version"] == policies["en"].version
     assert (house.engine.num_running, house.engine.num_waiting) == (0, 0)
+
+
+async def test_the_demo_shops_tools_work_whatever_the_model_makes_of_them(house: House) -> None:
+    calls = Calls(house.database)
+    mounts = {"all://orders.demo": httpx.ASGITransport(demo_orders(date(2030, 5, 12)))}
+    house.desk.tools = DeskTools(load_tools(DEMO_TOOLS), calls, lambda visitor_id: ("", ""), mounts)
+    try:
+        opened = await house.desk.open_conversation(VISITOR, "en")
+        events = await house.ask(opened.id, "Where is my order K12345?", "key-0")
+        assert isinstance(events[-1], Done) and events[-1].message.text
+        assert (await calls.pending(opened.id) is not None) == any(isinstance(event, Confirm) for event in events)
+        box = house.desk.tools.of(VISITOR, "en")
+        looked_up = await box.look_up(Call("call_1", "get_order", '{"order_id": "K12345"}'))
+        assert looked_up.result == '{"order_id": "K12345", "status": "shipped", "expected": "14 May"}'
+        for _ in range(2):  # the second time it is cancelled already, which is as good
+            cancelled = await box.carry_out(Call("call_2", "cancel_order", '{"order_id": "QK-40021"}'))
+            assert cancelled.result == '{"order_id": "QK-40021", "status": "cancelled"}'
+        refused = await box.carry_out(Call("call_3", "cancel_order", '{"order_id": "B8830"}'))
+        assert (refused.status, refused.result) == ("failed", '{"order_id": "B8830", "error": "already shipped"}')
+        with pytest.raises(PermissionError):
+            await box.look_up(Call("call_4", "cancel_order", '{"order_id": "K12345"}'))
+    finally:
+        house.desk.tools = None
 
 
 async def test_a_customer_who_leaves_frees_the_engine(house: House) -> None:

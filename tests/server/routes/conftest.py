@@ -56,6 +56,7 @@ def app(tmp_path: Path, database: Database, chat: ScriptedChat, clock: Clock, se
     desk = Desk(chat, Record(database), policies, settings, wait_s=lambda place: place)
     signals = Signals(database, lambda: now_ms() + 5_000)  # every answer has been read
     app = FastAPI()
+    app.state.desk = desk
     install_handlers(app)
     welcome = Welcome(Visitors(tmp_path / "visitor.key"), Customers(SITES), SITES)
     handoffs = Handoffs(desk, Inbox(database), settings, on_waiting=lambda conversation_id, reason: None)

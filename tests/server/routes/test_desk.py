@@ -290,6 +290,7 @@ def test_every_route_says_who_may_call_it(app: FastAPI) -> None:
         "/desk/shop": ["public"],
         "/desk/conversations": ["visitor"],
         "/desk/conversations/current": ["visitor"],
+        "/desk/conversations/{conversation_id}/calls/{call_id}": ["visitor"],
         "/desk/conversations/{conversation_id}/messages": ["visitor"],
         "/desk/conversations/{conversation_id}/messages/{message_id}/regenerate": ["visitor"],
         "/desk/conversations/{conversation_id}/stop": ["visitor"],
