@@ -40,8 +40,8 @@ setup: .venv/.setup ## make .venv with everything kefu serves with (compiles lla
 run: .venv/.setup ## serve the built-in model at http://127.0.0.1:8000
 	@$(BIN)/kefu serve $(ARGS)
 
-test: .venv/.setup-dev ## run every test (in Chromium too, where it is installed)
-	@$(BIN)/python -m pytest $(ARGS)
+test: .venv/.setup-dev ## run every test, two files at a time (in Chromium too, where it is installed)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/.setup-dev ## lint, types, room walls, formatting
 	@$(BIN)/ruff check .
