@@ -15,7 +15,7 @@ from server.desk.promises import SENTENCE_END, claims, is_negated, promises
 from server.desk.quantities import Kind, Quantity, narrow, read
 from server.language import HAN, LATIN_WORD
 
-Check = Kind | Literal["promise", "leak", "language", "length", "must_not_say"]
+Check = Kind | Literal["promise", "leak", "language", "length", "must_not_say", "loop"]
 
 # An answer leaks when it shares this many runs of so many words (English) or characters (Chinese) with the secret text.
 LEAK_EN, LEAK_ZH = (4, 5), (6, 8)
@@ -102,6 +102,7 @@ def check(answer: str, evidence: Evidence, rules: Rules, language: Language) -> 
         *check_phrases(answer, rules),
         *check_leak(answer, evidence, rules),
         *check_length(answer, rules),
+        *check_loop(answer),
     ]
 
 
@@ -217,6 +218,15 @@ def _spells(text: str, secret: str, known: str) -> bool:
             if any(run in hidden and run not in free for run in runs):
                 return True
     return False
+
+
+_LOOP = re.compile(r"([^\W_].{1,79}?|\s{4})\1{5}", re.DOTALL)
+
+
+def check_loop(answer: str) -> list[Violation]:
+    """The same words six times on end: the model was caught in a loop, and the engine has cut it short."""
+    hit = _LOOP.search(answer)
+    return [Violation("loop", hit.span(), "goes round in a loop")] if hit else []
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from backends.mini.shop import Language
-from server.desk.checks import Evidence, Rules, Violation, check, check_leak, check_length
+from server.desk.checks import Evidence, Rules, Violation, check, check_leak, check_length, check_loop
 
 # A full stop ends a sentence once a space follows; the one of "1. " and of "No. 5" ends none.
 _END = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!^\d\.)(?<!\bNo\.)(?<=[.!?…])[\"”')]*\s|[。！？；…]+[”」）]*|\n")
@@ -42,7 +42,7 @@ class Guard:
         found = check(sentence, self._evidence, self._rules, self._language)
         found = [replace(one, span=(one.span[0] + start, one.span[1] + start)) for one in found]
         seen = {one.kind for one in found}
-        for one in (*check_leak(whole, self._evidence, self._rules), *check_length(whole, self._rules)):
+        for one in (*check_leak(whole, self._evidence, self._rules), *check_length(whole, self._rules), *check_loop(whole)):
             if one.kind not in seen:
                 found.append(one)
         self.violations, self._passed = found, whole

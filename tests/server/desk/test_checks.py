@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from backends.mini.data import families
 from backends.mini.shop import load_shop
-from server.desk.checks import Evidence, Rules, Violation, check, check_language, check_leak, check_length, check_numbers, check_phrases
+from server.desk.checks import (
+    Evidence,
+    Rules,
+    Violation,
+    check,
+    check_language,
+    check_leak,
+    check_length,
+    check_loop,
+    check_numbers,
+    check_phrases,
+)
 from server.desk.phrases import compile_phrase
 from server.desk.policy import Policy
 from server.desk.policy_file import DEMO, load_policy
@@ -200,3 +211,16 @@ def test_a_phrase_that_says_nothing_or_too_much_is_refused(phrase: str) -> None:
 def test_nothing_but_a_star_is_special_in_a_phrase(phrase: str) -> None:
     assume("*" not in phrase and phrase.strip())
     assert compile_phrase(phrase).search(f" {' '.join(phrase.split())} ")
+
+
+@pytest.mark.parametrize("text", ["You get your refund within " + " " * 40, "refund " * 6, "退款到账" * 6, "The kettle is here. " * 7])
+def test_a_loop_is_no_answer(text: str) -> None:
+    assert [one.kind for one in check_loop(text)] == ["loop"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Ha ha ha ha.", "A | B\n------------------|---\n1 | 2", "好的好的好的", "Wait........................", "No, no, no."],
+)
+def test_what_only_repeats_a_little_is_none(text: str) -> None:
+    assert not check_loop(text)

@@ -8,7 +8,7 @@ const KNOWN = [
   ...["wrong_password", "bad_password", "rate_limit_exceeded", "not_signed_in", "csrf", "role_needed", "state_changed", "nothing_to_answer"],
   ...["bad_account", "own_account", "body_too_large", "not_found", ...TELLING],
 ];
-const WORDED_CHECKS = ["promise", "leak", "language", "length", "must_not_say"];
+const WORDED_CHECKS = ["promise", "leak", "language", "length", "must_not_say", "loop"];
 const box = document.getElementById("problem");
 
 // Resolves to the response; rejects with a sentence for the person who pressed.
