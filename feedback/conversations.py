@@ -138,7 +138,8 @@ def _made(connection: Connection, conversation_id: str) -> dict[str, Mapping[str
 
 def _votes(connection: Connection, conversation_id: str) -> dict[object, list[Mapping[str, object]]]:
     votes: dict[object, list[Mapping[str, object]]] = defaultdict(list)
-    rows = select(signal.c.completion_id, *signal.c[*VOTED]).where(signal.c.conversation_id == conversation_id).order_by(signal.c.seq)
+    pressed = and_(signal.c.conversation_id == conversation_id, signal.c.kind == "thumb")
+    rows = select(signal.c.completion_id, *signal.c[*VOTED]).where(pressed).order_by(signal.c.seq)
     for row in connection.execute(rows).mappings():
         votes[row["completion_id"]].append(dict(row))
     return votes

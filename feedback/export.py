@@ -9,9 +9,10 @@ from statistics import fmean
 
 from sqlalchemy import Connection, select
 
-from feedback.pairs import Gates, Row, Turn, Weighed, as_stored, make_rows, read_chats
+from feedback.pairs import Gates, Row, Turn, Weighed, make_rows, read_chats
 from feedback.redact import Redactor, find
 from feedback.review import NUM_RATERS, Verdict, read_verdicts, regenerated
+from feedback.signals import weighed
 from feedback.similar import Groups, near_duplicates, normalised
 from feedback.tables import completion
 
@@ -69,7 +70,7 @@ class Snapshot:
     made: dict[str, Mapping[str, object]]
 
 
-def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connection], Iterable[Weighed]] = as_stored) -> Snapshot:
+def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connection], Iterable[Weighed]] = weighed) -> Snapshot:
     """The rows of every conversation whose visitor agreed, with answers that were made for them before."""
     rows = [row for chat in read_chats(connection, weigh) for row in make_rows(chat, gates)]
     remade = regenerated(connection)

@@ -75,7 +75,7 @@ class Message:
     """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press.
 
     `author` is an agent's name; `gold` marks what a person answered; `seq` is 0 until it is on disk.
-    `replaces_id` names the question that was edited or the answer that was asked for again.
+    `replaces_id` names the question that was edited or the answer that was asked for again. `asks_thumb` is only known while it is new.
     """
 
     id: str
@@ -93,6 +93,7 @@ class Message:
     author: str | None = None
     gold: bool = False
     seq: int = field(default=0, compare=False)
+    asks_thumb: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

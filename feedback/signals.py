@@ -1,6 +1,7 @@
 """Signals: how an answer was received. The ledger only grows; what counts is decided by weight, and a zero says why."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func
 
 from feedback.database import Database
 from feedback.record import NotFound, new_id, now_ms
-from feedback.tables import completion, conversation, message, signal
+from feedback.tables import completion, conversation, message, release, signal
+from feedback.weighing import Signal, Weighed, weigh
 
 # Where these limits come from: a vote needs time to be meant, and few voters must not be able to steer a training round.
 MIN_READING_MS = 1_500
@@ -16,8 +18,14 @@ MAX_VOTE_AGE_MS = 24 * 3_600_000
 MAX_FLIP_MS = 10 * 60_000
 MAX_VOTES_PER_DAY = 20
 DAY_MS = 24 * 3_600_000
+MAX_NETWORKS = 10_000
+OBSERVED = ("kind", "completion_id", "value", "actor", "source_message_id", "span", "prob", "propensity")
+LEDGER = tuple(name for name in Signal.__slots__ if name not in ("question", "is_released"))
 
-Replacement = Literal["regenerate", "edit"]
+# One answer in so many asks for a thumb, drawn at random: the votes on these are a fair sample.
+PROPENSITY = 0.05
+
+Done = Literal["regenerate", "edit", "copy"]
 Reason = Literal["too_early", "too_late", "daily_cap", "duplicate", "changed_late", "not_complete"]
 
 
@@ -34,6 +42,29 @@ class Thumb:
     tags: tuple[str, ...]
     comment: str | None
     idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What nobody pressed and somebody or something saw. It is stored once, however often it is noted.
+
+    `detector` is a name and a version; `source_message_id` is the message that says it, all of it unless `span` says where.
+    """
+
+    kind: str
+    completion_id: str
+    value: float
+    actor: Literal["visitor", "agent", "system"] = "system"
+    detector: tuple[str, str] = ("lookback", "1")
+    source_message_id: str | None = None
+    span: str | None = None
+    prob: float | None = None
+    propensity: float | None = None
+
+    @property
+    def key(self) -> str:
+        said = f"{self.kind} {self.completion_id} {self.source_message_id}"
+        return f"{self.kind}:{hashlib.sha256(said.encode()).hexdigest()[:24]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +93,69 @@ class Signals:
     def __init__(self, database: Database, clock: Callable[[], int] = now_ms) -> None:
         self._database = database
         self._clock = clock
+        self._networks: dict[str, str] = {}
+        # Whether an answer, by its completion's id, asks for a thumb: a salted draw that always falls alike.
+        self.asks: Callable[[str], bool] = lambda completion_id: False
+
+    def seen(self, visitor_id: str, network: str) -> None:
+        """From which network a visitor comes now, as a salted hash; their next signals carry it."""
+        self._networks.pop(visitor_id, None)
+        self._networks[visitor_id] = network
+        if len(self._networks) > MAX_NETWORKS:
+            del self._networks[next(iter(self._networks))]
+
+    async def note(self, conversation_id: str, visitor_id: str, seen: Sequence[Observation]) -> int:
+        """Store what is not stored yet; returns how much that was."""
+        return await self._database.write(lambda connection: self.note_in(connection, conversation_id, visitor_id, seen))
+
+    def note_in(self, connection: Connection, conversation_id: str, visitor_id: str, seen: Sequence[Observation]) -> int:
+        """`note` inside a transaction of the caller's."""
+        keys = select(signal.c.idempotency_key).where(signal.c.conversation_id == conversation_id)
+        known, num_new = set(connection.execute(keys).scalars()), 0
+        for each in seen:
+            if each.key in known:
+                continue
+            known.add(each.key)
+            row = {name: getattr(each, name) for name in OBSERVED} | {"detector": each.detector[0], "detector_version": each.detector[1]}
+            row |= {"conversation_id": conversation_id, "visitor_id": visitor_id, "network": self._networks.get(visitor_id)}
+            row |= {"weight": float(each.value != 0), "tags": [], "idempotency_key": each.key, "created_at_ms": self._clock()}
+            connection.execute(insert(signal).values(id=new_id("sig"), **row))
+            num_new += 1
+        return num_new
+
+    async def retract(self, signal_id: str, actor: str) -> None:
+        """Make a signal count for nothing, by a new row that says so; once. Raises NotFound."""
+
+        def work(connection: Connection) -> None:
+            old = connection.execute(select(signal).where(signal.c.id == signal_id)).mappings().first()
+            if old is None:
+                raise NotFound("no such signal")
+            if connection.execute(select(signal.c.id).where(signal.c.retracts_id == signal_id)).first():
+                return
+            row = {name: old[name] for name in ("conversation_id", "completion_id", "visitor_id", "kind")}
+            row |= {"value": 0.0, "weight": 0.0, "reason": "retraction", "tags": [], "actor": actor[:16], "retracts_id": signal_id}
+            connection.execute(
+                insert(signal).values(id=new_id("sig"), idempotency_key=new_id("retract"), created_at_ms=self._clock(), **row)
+            )
+
+        await self._database.write(work)
+
+    async def release(self, signal_ids: Sequence[str], reviewer: str) -> None:
+        """Let signals out of quarantine, or a detector's unsure ones count, in the name of who looked at them. Raises NotFound."""
+
+        def work(connection: Connection) -> None:
+            for signal_id in signal_ids:
+                if connection.execute(select(signal.c.id).where(signal.c.id == signal_id)).first() is None:
+                    raise NotFound("no such signal")
+                if connection.execute(select(release.c.signal_id).where(release.c.signal_id == signal_id)).first() is None:
+                    row = {"signal_id": signal_id, "reviewer": reviewer, "created_at_ms": self._clock()}
+                    connection.execute(insert(release).values(**row))
+
+        await self._database.write(work)
+
+    async def ledger(self, since_ms: int = 0) -> list[Signal]:
+        """Every signal from then on, oldest first, for `feedback.weighing.weigh`."""
+        return await self._database.read(lambda connection: read_ledger(connection, since_ms))
 
     async def vote(self, visitor_id: str, thumb: Thumb) -> Receipt:
         """Store a vote, once per key, and return after COMMIT.
@@ -75,16 +169,18 @@ class Signals:
         """Store a rating, once per key; a changed one retracts the one before. Raises NotFound when there is nothing resolved to rate."""
         return await self._database.write(lambda connection: self._rate(connection, visitor_id, csat))
 
-    async def replaced(self, visitor_id: str, completion_id: str, kind: Replacement) -> None:
-        """Store, once per answer, that its visitor asked for it again or put the question in other words. Raises as `vote` does."""
-        await self._database.write(lambda connection: self._replaced(connection, visitor_id, completion_id, kind))
+    async def did(self, visitor_id: str, completion_id: str, kind: Done) -> Receipt:
+        """Store, once per answer, that its visitor asked for it again, put the question in other words, or copied it. Raises as `vote`."""
+        return await self._database.write(lambda connection: self._did(connection, visitor_id, completion_id, kind))
 
-    def _replaced(self, connection: Connection, visitor_id: str, completion_id: str, kind: Replacement) -> None:
+    def _did(self, connection: Connection, visitor_id: str, completion_id: str, kind: Done) -> Receipt:
         answer, now = _received(connection, visitor_id, completion_id), self._clock()
-        said = Thumb(completion_id, -1, (), None, f"{kind}:{completion_id}")
+        said = Thumb(completion_id, 1 if kind == "copy" else -1, (), None, f"{kind}:{completion_id}")
         target = {"conversation_id": answer["conversation_id"], "completion_id": completion_id, "visitor_id": visitor_id}
-        if _known(connection, target, said) is None:
-            _add(connection, {**target, "kind": kind, "reason": _untimely(answer, now), "created_at_ms": now}, said, None)
+        if known := _known(connection, target, said):
+            return known
+        row = {**target, "kind": kind, "reason": _untimely(answer, now), "network": self._networks.get(visitor_id), "created_at_ms": now}
+        return _add(connection, row, said, None)
 
     def _vote(self, connection: Connection, visitor_id: str, thumb: Thumb) -> Receipt:
         answer = _received(connection, visitor_id, thumb.completion_id)
@@ -94,7 +190,8 @@ class Signals:
         now = self._clock()
         standing = _standing(connection, signal.c.completion_id == thumb.completion_id, "thumb")
         reason = _too_many(connection, visitor_id, now) or _untimely(answer, now) or _unchanged(standing, thumb, now)
-        return _add(connection, {**target, "kind": "thumb", "reason": reason, "created_at_ms": now}, thumb, standing)
+        asked = {"propensity": PROPENSITY if self.asks(thumb.completion_id) else None, "network": self._networks.get(visitor_id)}
+        return _add(connection, {**target, **asked, "kind": "thumb", "reason": reason, "created_at_ms": now}, thumb, standing)
 
     def _rate(self, connection: Connection, visitor_id: str, csat: Csat) -> Receipt:
         mine = and_(conversation.c.id == csat.conversation_id, conversation.c.visitor_id == visitor_id, conversation.c.state == "resolved")
@@ -107,6 +204,22 @@ class Signals:
         standing = _standing(connection, signal.c.conversation_id == csat.conversation_id, "csat")
         reason = _too_many(connection, visitor_id, now)
         return _add(connection, {**target, "kind": "csat", "reason": reason, "created_at_ms": now}, csat, standing)
+
+
+def read_ledger(connection: Connection, since_ms: int = 0) -> list[Signal]:
+    """Every signal from then on, oldest first, with the question that its answer answered."""
+    asked = message.alias("asked")
+    answers = signal.outerjoin(completion, completion.c.id == signal.c.completion_id).outerjoin(message)
+    joined = answers.outerjoin(asked, asked.c.id == message.c.reply_to_id).outerjoin(release, release.c.signal_id == signal.c.id)
+    extra = (func.coalesce(asked.c.text, "").label("question"), release.c.reviewer.is_not(None).label("is_released"))
+    rows = select(*signal.c[*LEDGER], *extra).select_from(joined).where(signal.c.created_at_ms >= since_ms)
+    found = connection.execute(rows.order_by(signal.c.seq)).mappings()
+    return [Signal(**{**row, "tags": tuple(row["tags"]), "is_released": bool(row["is_released"])}) for row in found]
+
+
+def weighed(connection: Connection) -> list[Weighed]:
+    """What every signal counts for."""
+    return weigh(read_ledger(connection))
 
 
 def _known(connection: Connection, target: Mapping[str, object], said: Thumb | Csat) -> Receipt | None:

@@ -184,11 +184,34 @@ signal = Table(
     Column("actor", String(16), nullable=False),
     Column("detector", String(64)),
     Column("detector_version", String(32)),
+    Column("prob", Float),  # of a detector: that the signal is meant
+    Column("source_message_id", String(40)),  # the message that says it, and where in it: "from:to" in characters
+    Column("span", String(24)),
+    Column("network", String(16)),  # a salted hash of the sender's /24 or /64
+    Column("propensity", Float),  # the chance with which this answer's reader was asked for a thumb; NULL: was not asked
     Column("idempotency_key", String(64), nullable=False),
     Column("retracts_id", ForeignKey("signal.id"), unique=True),
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("visitor_id", "idempotency_key"),
     Index("signal_of_visitor", "visitor_id", "created_at_ms"),
+)
+
+# How far a conversation was looked back at: its last message's seq plus its number of handoffs; settled after a day of silence.
+lookback = Table(
+    "lookback",
+    metadata,
+    Column("conversation_id", ForeignKey("conversation.id"), primary_key=True),
+    Column("mark", Integer, nullable=False),
+    Column("is_settled", Boolean, nullable=False),
+)
+
+# Append-only: who let a signal out of quarantine.
+release = Table(
+    "release",
+    metadata,
+    Column("signal_id", ForeignKey("signal.id"), primary_key=True),
+    Column("reviewer", String(100), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
 )
 
 # Append-only: every change of a conversation's state. `contact` is what an offline form held.

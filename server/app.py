@@ -30,8 +30,9 @@ from feedback.database import Database
 from feedback.gaps import Gaps
 from feedback.inbox import Inbox
 from feedback.knowledge import Knowledge
+from feedback.lookback import Lookback
 from feedback.record import Record
-from feedback.signals import Signals
+from feedback.signals import PROPENSITY, Signals
 from server.auth import KeyRing
 from server.awake import Awake, SleepWatch, caffeinate
 from server.chat.service import DEFAULT_SAMPLING, ChatService
@@ -95,7 +96,7 @@ def create_app(
 
     Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing, BadPolicy, BadTools.
     """
-    engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
+    engine, traffic, ring, broken = supervisor.client, Traffic(), KeyRing(settings.server.api_keys), list[str]()
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
     chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
     database = Database.open(settings.database_url, settings.data_dir)
@@ -110,13 +111,15 @@ def create_app(
     notifier, inbox, gaps = Notifier(settings.desk), Inbox(database), Gaps(database)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
-    signals, limits, broken = Signals(database), DeskLimits(settings.desk), list[str]()
+    (signals, lookback), limits = _make_signals(database, desk, handoffs, welcome.visitors), DeskLimits(settings.desk)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await supervisor.start()
         watched = _watch(engine, chat.adapters, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
-        watches = [asyncio.create_task(work) for work in (*watched, handoffs.run(), *([desk.tools.run()] if desk.tools else []))]
+        watches = [
+            asyncio.create_task(work) for work in (*watched, handoffs.run(), lookback.run(), *([desk.tools.run()] if desk.tools else []))
+        ]
         try:
             yield
         finally:
@@ -143,6 +146,19 @@ def create_app(
     install_handlers(asgi, console.refusal)
     asgi.add_middleware(Door, settings=settings.server, traffic=traffic, observe=metrics.observe_request, console=settings.console)
     return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
+
+
+def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: Visitors) -> tuple[Signals, Lookback]:
+    """The ledger, the draw that says which answers ask for a thumb, and who looks back at what was said."""
+    signals = Signals(database)
+
+    def asks(completion_id: str) -> bool:
+        return bool(completion_id) and int(visitors.hashed(f"ask {completion_id}"), 16) < PROPENSITY * 2**64
+
+    desk.asks = signals.asks = asks
+    lookback = Lookback(database, signals)
+    handoffs.on_kept = lookback.kept
+    return signals, lookback
 
 
 async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -24,6 +24,12 @@ def address_of(request: Request) -> str:
     return host if address.version == 4 else str(ip_network((address, 64), strict=False))
 
 
+def network_of(request: Request) -> str:
+    """The sender's /24, or /64 of IPv6: whose votes are capped together."""
+    address = address_of(request)
+    return str(ip_network(f"{address}/24", strict=False)) if address.replace(".", "").isdecimal() else address
+
+
 class RateLimit:
     """A token bucket per caller: `burst` at once, then `per_minute`. Remembers the last MAX_CALLERS callers."""
 

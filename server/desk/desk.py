@@ -88,9 +88,9 @@ class Desk:
         self._policies = policies
         self._settings = settings
         self._journal = Journal()
-        self._places: dict[str, _Place] = {}
-        self._windows: dict[str, int] = {}
+        self._places, self._windows = dict[str, _Place](), dict[str, int]()
         self.on_kept: Callable[[str], object] = lambda conversation_id: None
+        self.asks: Callable[[str], bool] = lambda completion_id: False  # does this answer ask for a thumb?
         # Called with the check that an answer failed, and with the question when that ended in the offer of a person.
         self.on_check: Callable[[str], object] = lambda kind: None
         self.on_check_failed: Callable[[Conversation, Message], Awaitable[object]] = _nothing
@@ -332,7 +332,7 @@ class Desk:
         spec, stream = self._chat.spec, self._chat.open(job)
 
         async def keep(answer: Message, made: Completion | None, others: list[Completion], calls: list[Call]) -> Message:
-            kept = replace(answer, reply_to_id=asked.id, replaces_id=replaces_id)
+            kept = replace(answer, reply_to_id=asked.id, replaces_id=replaces_id, asks_thumb=self.asks(answer.completion_id or ""))
             work = partial(self._record.add_message, conversation.id, kept, made, others, reading.seen, calls)
             is_stored = await self._journal.write(conversation, work, kept)
             self.on_kept(conversation.id)

@@ -81,6 +81,7 @@ class Handoffs:
         self._wanted_forms: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_leaving = False
+        self.on_kept: Callable[[str], object] = lambda conversation_id: None
         desk.on_kept = self._answer_kept
         desk.on_check_failed = self._check_failed
 
@@ -186,6 +187,7 @@ class Handoffs:
 
     def _answer_kept(self, conversation_id: str) -> None:
         self._bell.ring()
+        self.on_kept(conversation_id)
         self._spawn(self.check_failures(conversation_id))
 
     async def _check_failed(self, conversation: Conversation, asked: Message) -> None:

@@ -12,7 +12,8 @@ import feedback.record
 from backends.mini.shop import Language, Shop
 from feedback.database import RecordUnavailable
 from feedback.record import Message
-from feedback.signals import Replacement, Signals, Thumb
+from feedback.signals import Done as DoneTo
+from feedback.signals import Signals, Thumb
 from server.body import body
 from server.desk.customers import Customers
 from server.desk.desk import Answer, Desk
@@ -21,7 +22,7 @@ from server.desk.tools import Confirm
 from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, LookingUp, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import NotFound, error_object
-from server.limits import DailyLimit, InFlight, RateLimit, address_of
+from server.limits import DailyLimit, InFlight, RateLimit, address_of, network_of
 from server.schema.desk import (
     ConfirmReply,
     ConversationReply,
@@ -204,15 +205,16 @@ def _add_answers(router: APIRouter, desk: Desk, handoffs: Handoffs, signals: Sig
     def admitted(request: Request, visitor_id: str) -> Iterator[ExitStack]:
         address = address_of(request)
         limits.send(visitor_id, address)
+        signals.seen(visitor_id, visitors.hashed(network_of(request)))
         with ExitStack() as held:
             held.enter_context(limits.answers.held(address))
             yield held
 
-    async def note(visitor_id: str, answer: Answer, kind: Replacement) -> None:
+    async def note(visitor_id: str, answer: Answer, kind: DoneTo) -> None:
         # An answer does not wait for the record; what it cannot take now is one signal less.
         with suppress(RecordUnavailable, feedback.record.NotFound):
             if answer.replaces:
-                await signals.replaced(visitor_id, answer.replaces, kind)
+                await signals.did(visitor_id, answer.replaces, kind)
 
 
 def _add_signals(router: APIRouter, signals: Signals, handoffs: Handoffs, visitors: Visitors, limits: DeskLimits) -> None:
@@ -225,7 +227,9 @@ def _add_signals(router: APIRouter, signals: Signals, handoffs: Handoffs, visito
         """Keep a vote: on disk before the reply. The same key again is the same signal (200)."""
         limits.vote(address_of(request))
         thumb = Thumb(said.completion_id, said.value, tuple(said.tags), said.comment or None, str(said.idempotency_key))
-        receipt = await signals.vote(visitor_id, thumb)
+        signals.seen(visitor_id, visitors.hashed(network_of(request)))
+        is_thumb = said.kind == "thumb"
+        receipt = await (signals.vote(visitor_id, thumb) if is_thumb else signals.did(visitor_id, said.completion_id, "copy"))
         await handoffs.check_failures(receipt.conversation_id)
         response.status_code = 201 if receipt.is_new else 200
         return SignalReply.model_validate(receipt)

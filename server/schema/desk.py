@@ -55,10 +55,10 @@ class MessageRequest(Request):
 
 
 class SignalRequest(Request):
-    """A thumb. Tags say why, and fit its direction."""
+    """A thumb, whose tags say why and fit its direction; or that the answer was copied, which is 1 and says no more."""
 
     completion_id: Annotated[str, Field(max_length=64)]
-    kind: Literal["thumb"]
+    kind: Literal["thumb", "copy"]
     value: Annotated[Literal[1, -1], BeforeValidator(_not_bool)]
     tags: Annotated[list[str], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
     comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] | None = None
@@ -66,6 +66,8 @@ class SignalRequest(Request):
 
     @model_validator(mode="after")
     def _tags_fit(self) -> "SignalRequest":
+        if self.kind == "copy" and (self.value != 1 or self.tags or self.comment):
+            raise ValueError("a copy is 1 and has no tags and no comment")
         if not set(self.tags) <= (GOOD_TAGS if self.value > 0 else BAD_TAGS):
             raise ValueError("tags must be among those of this thumb's direction")
         return self
@@ -113,6 +115,7 @@ class MessageReply(_Reply):
     completion_id: str | None
     finish_reason: str | None
     thumb: int | None
+    asks_thumb: bool
 
 
 class DecisionRequest(Request):

@@ -58,12 +58,12 @@ async def test_a_replaced_answer_is_noted_once_and_costs_no_vote(
     completion_id = await answered(record, at_ms=clock.ms)
     clock.ms += age_ms
     for _ in range(2):
-        await signals.replaced("vis_a", completion_id, "regenerate")
+        await signals.did("vis_a", completion_id, "regenerate")
     weight = 0.0 if reason else 1.0
     assert await ledger(database) == [(-1, weight, reason, False)]
     with pytest.raises(NotFound):
-        await signals.replaced("vis_b", completion_id, "edit")
-    await signals.replaced("vis_a", completion_id, "edit")
+        await signals.did("vis_b", completion_id, "edit")
+    await signals.did("vis_a", completion_id, "edit")
     await signals.vote("vis_a", thumb(completion_id, 1, "key"))
     assert await ledger(database) == [(-1, weight, reason, False)] * 2 + [(1, weight, reason, False)]
     conversation = await record.current_conversation("vis_a")

@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from server.errors import RequestError, TooManyRequests, error_headers, error_object, row_for
-from server.limits import DAY_S, MAX_CALLERS, DailyLimit, InFlight, RateLimit
+from server.limits import DAY_S, MAX_CALLERS, DailyLimit, InFlight, RateLimit, network_of
 from server.routes.desk import DeskLimits
 from server.settings import DeskSettings
 
@@ -111,3 +112,11 @@ def test_in_flight_counts_up_and_down() -> None:
         raise KeyError
     with limit.held("a"), limit.held("a"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [("203.0.113.9", "203.0.113.0/24"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"), ("unix", "unix")],
+)
+def test_votes_are_capped_by_network(host: str, network: str) -> None:
+    assert network_of(Request({"type": "http", "client": (host, 1)})) == network

@@ -7,10 +7,12 @@ from uuid import uuid4
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import select
 from starlette.types import Message as AsgiMessage
 
 from backends.protocol import EngineDown
 from feedback.database import Database
+from feedback.tables import signal
 from server.routes.desk import VISITORS_PER_ADDRESS
 from server.settings import DeskSettings
 from tests.server.fakes import ScriptedChat
@@ -297,3 +299,15 @@ def test_every_route_says_who_may_call_it(app: FastAPI) -> None:
         "/desk/conversations/{conversation_id}/answer_now": ["visitor"],
         "/desk/signals": ["visitor"],
     }
+
+
+async def test_a_copied_answer_is_noted_once_and_networks_only_as_a_hash(page: Page, database: Database) -> None:
+    answer = answer_in(await page.ask("How long?"))
+    assert answer["asks_thumb"] is False
+    copies = [await page.vote(answer["completion_id"], 1, kind="copy") for _ in range(2)]
+    assert [copy.status_code for copy in copies] == [201, 200]
+    assert (await page.vote(answer["completion_id"], -1, kind="copy")).status_code == 400
+    assert (await page.vote("cmpl_none", 1, kind="copy")).status_code == 404
+    rows = await database.read(lambda connection: connection.execute(select(signal)).all())
+    assert [(row.kind, row.value, len(row.network), row.propensity) for row in rows] == [("copy", 1.0, 16, None)]
+    assert "127.0.0" not in str(rows)

@@ -29,6 +29,7 @@ export class Feedback {
       this.#thumb(value).addEventListener("click", () => this.#press(value));
     }
     this.#show(message.thumb ?? null);
+    if (message.asks_thumb && !message.thumb) this.#say(say("asks_thumb"));
   }
 
   #thumb(value) {
@@ -36,7 +37,10 @@ export class Feedback {
   }
 
   async #copy(text) {
-    this.#say(say((await copied(text)) ? "copied" : "not_copied"));
+    const isCopied = await copied(text);
+    this.#say(say(isCopied ? "copied" : "not_copied"));
+    const signal = { completion_id: this.#message.completion_id, kind: "copy", value: UP, idempotency_key: uuid() };
+    if (isCopied && signal.completion_id) this.#desk.signal(signal).catch((error) => error instanceof DeskError || Promise.reject(error));
   }
 
   // The pressed thumb again opens or closes its reasons; the other one is a changed vote.
