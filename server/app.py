@@ -29,6 +29,7 @@ from feedback.conversations import Conversations
 from feedback.database import Database
 from feedback.gaps import Gaps
 from feedback.inbox import Inbox
+from feedback.insights import Insights
 from feedback.knowledge import Knowledge
 from feedback.lookback import Lookback
 from feedback.record import Record
@@ -59,6 +60,7 @@ from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
 from server.routes.health import health_router
 from server.routes.inbox import inbox_router
+from server.routes.insights import insights_router
 from server.routes.knowledge import knowledge_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
@@ -140,6 +142,7 @@ def create_app(
         inbox_router(console, handoffs, inbox, desk),
         knowledge_router(console, articles, gaps, knowledge, settings.server.max_body_bytes),
         policy_router(console, settings, knowledge, chat),
+        insights_router(console, Insights(database)),
         console_router(console, Conversations(database), settings),
     ):
         asgi.include_router(router)

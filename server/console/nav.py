@@ -21,6 +21,7 @@ NAV = (
     NavItem("/console/conversations", "console_conversations", "agent"),
     NavItem("/console/knowledge", "console_knowledge", "editor"),
     NavItem("/console/policy", "console_policy", "editor"),
+    NavItem("/console/insights", "console_insights", "editor"),
     NavItem("/console/agents", "console_agents", "admin"),
     NavItem("/console/sites", "console_sites", "admin"),
     NavItem("/console/settings", "console_settings", "admin"),

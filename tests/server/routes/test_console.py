@@ -15,7 +15,8 @@ from feedback.accounts import Accounts, Role
 from feedback.audit import Audit
 from feedback.conversations import Conversations
 from feedback.database import Database
-from feedback.record import Citation, Conversation, Message, Record, new_id
+from feedback.insights import Insights
+from feedback.record import Citation, Conversation, Message, Record, new_id, now_ms
 from feedback.signals import Signals, Thumb
 from feedback.tables import conversation
 from server.console.console import COOKIE, CSRF_HEADER, Console
@@ -23,6 +24,7 @@ from server.console.nav import RANK, may
 from server.errors import install_handlers
 from server.middleware import Door, Traffic
 from server.routes.console import console_router
+from server.routes.insights import insights_router
 from server.routes.pages import pages_router
 from server.settings import Settings
 from tests.feedback.conftest import Clock, made
@@ -51,6 +53,7 @@ def make_app(tmp_path: Path, database: Database, **settings: object) -> FastAPI:
     console = Console(Accounts(database), Audit(database, chosen.data_dir / "audit.head"))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.include_router(console_router(console, Conversations(database), chosen))
+    app.include_router(insights_router(console, Insights(database)))
     app.include_router(pages_router())
     install_handlers(app, console.refusal)
     app.add_middleware(Door, settings=chosen.server, traffic=Traffic(), observe=lambda *seen: None, console=chosen.console)
@@ -345,3 +348,15 @@ async def test_pages_of_fifty_leave_nobody_out(http: httpx.AsyncClient, accounts
         seen += re.findall(r'id="(conv_\w+)"', page)
         query = next(iter(re.findall(r'class="chip" href="(\?[^"]*)"', page)), "").replace("&amp;", "&")
     assert sorted(seen) == sorted(begun) and len(set(seen)) == 110
+
+
+async def test_the_overview_teaches_while_there_is_little_to_say(http: httpx.AsyncClient, accounts: Accounts, record: Record) -> None:
+    await sign_in(http, accounts, "editor")
+    assert "Nothing to measure in this period" in (await http.get("/console/insights", headers=HTML)).text
+    await said(record, "How big?", "Two litres.", at_ms=now_ms())
+    for by, words in (("week", "No single week has 20 cases"), ("adapter", "No adapter has 20 cases")):
+        page = (await http.get(f"/console/insights?by={by}&weeks=4", headers=HTML)).text
+        assert "n = 1: too few to say" in page and words in page and "Nobody has voted yet" in page and "<path d=" in page
+        assert 'data-shape="dot"' not in page and "style=" not in page
+    assert (await http.get("/console/insights?by=moon", headers=HTML)).status_code == 400
+    assert (await http.get("/console/insights?weeks=0", headers=HTML)).status_code == 400
