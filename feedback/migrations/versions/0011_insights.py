@@ -5,8 +5,8 @@ Why: an answer's row is long (token ids, log probabilities, thoughts); an overvi
 
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
