@@ -220,11 +220,12 @@ def _spells(text: str, secret: str, known: str) -> bool:
     return False
 
 
-_LOOP = re.compile(r"([^\W_].{1,79}?|\s{4})\1{5}", re.DOTALL)
+# Words; one character; and what a table or a line is drawn with.
+_LOOP = re.compile(r"([^\W_].{1,79}?|\s{4})\1{5}|([^\s\-=_*.|:])\2{15}|([\-=_*.|:])\3{119}", re.DOTALL)
 
 
 def check_loop(answer: str) -> list[Violation]:
-    """The same words six times on end: the model was caught in a loop, and the engine has cut it short."""
+    """The same words six times on end: the model is caught in a loop, which the engine cuts short."""
     hit = _LOOP.search(answer)
     return [Violation("loop", hit.span(), "goes round in a loop")] if hit else []
 

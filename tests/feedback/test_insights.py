@@ -58,7 +58,7 @@ async def test_each_number_counts_what_it_says(database: Database, signals: Sign
     clock.ms = now - 2 * DAY_MS + 5_000
     await signals.vote("vis_good", Thumb(good, -1, (), None, "1"))
     await signals.vote("vis_good", Thumb(good, 1, (), None, "2"))
-    await signals.replaced("vis_bad", bad, "edit")
+    await signals.did("vis_bad", bad, "edit")
     await resolve(database, clock, "bad")
     await signals.rate("vis_bad", Csat("bad", 2, None, "3"))
     clock.ms = now + 1

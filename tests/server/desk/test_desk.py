@@ -289,7 +289,7 @@ async def test_questions_without_an_answer_join_the_next_one(chat: ScriptedChat,
 
 async def test_a_long_conversation_loses_its_oldest_turns_in_steps(chat: ScriptedChat, customer: Customer) -> None:
     chat.spec = replace(SPEC, context_length=2000)
-    chat.script = ("A" * 90,)
+    chat.script = ("It is an answer of some ninety letters, which is about what a customer gets to read here.",)
     starts = []
     for number in range(30):
         await customer.ask(f"{number:02}" + "q" * 98)

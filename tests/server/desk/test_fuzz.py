@@ -11,7 +11,7 @@ from tests.backends.mini.test_fuzz import conversations
 from tests.server.desk.test_with_engine import House
 
 AT_ONCE = 4
-LOOP = re.compile(r"(.{2,80}?)\1{5}", re.DOTALL)
+LOOP = re.compile(r"(.{3,80}?)\1{7}", re.DOTALL)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ async def test_a_full_disk_loses_a_signal_and_not_the_answer(page: Page, databas
     async def full(*_: object) -> None:
         raise RecordUnavailable("full")
 
-    monkeypatch.setattr(Signals, "replaced", full)
+    monkeypatch.setattr(Signals, "did", full)
     assert answer_in(await page.post(f"/conversations/{page.conversation_id}/messages/{first['message_id']}/regenerate", {}))
     assert await signals_in(database) == []
 
