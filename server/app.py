@@ -31,6 +31,7 @@ from feedback.gaps import Gaps
 from feedback.inbox import Inbox
 from feedback.knowledge import Knowledge
 from feedback.record import Record
+from feedback.rounds import Rounds
 from feedback.signals import Signals
 from server.auth import KeyRing
 from server.awake import Awake, SleepWatch, caffeinate
@@ -53,6 +54,7 @@ from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
 from server.models import Chosen
+from server.rollout import watch_rounds
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
@@ -98,8 +100,7 @@ def create_app(
     engine, traffic, ring = supervisor.client, Traffic(), KeyRing(settings.server.api_keys)
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
     chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
-    database = Database.open(settings.database_url, settings.data_dir)
-    terms = load_policy(PolicyStore(settings).path)
+    database, terms = Database.open(settings.database_url, settings.data_dir), load_policy(PolicyStore(settings).path)
     shops = {language: _greeting(load_shop(language), terms[language]) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
@@ -115,7 +116,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await supervisor.start()
-        watched = _watch(engine, chat.adapters, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
+        follow = watch_rounds(chat, Rounds(database), console.audit, settings.engine.adapter)
+        watched = follow, _watch(engine, chat, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
         watches = [asyncio.create_task(work) for work in (*watched, handoffs.run(), *([desk.tools.run()] if desk.tools else []))]
         try:
             yield
@@ -224,14 +226,12 @@ def make_upstream(settings: UpstreamSettings) -> UpstreamClient:
     return UpstreamClient(settings.base_url, key, settings.model, settings.context_length, settings.timeout_s)
 
 
-async def _watch(
-    engine: EngineClient | UpstreamClient, adapters: AdapterRegistry, warm: Callable[[], Awaitable[None]], broken: list[str]
-) -> None:
+async def _watch(engine: EngineClient | UpstreamClient, chat: ChatService, warm: Callable[[], Awaitable[None]], broken: list[str]) -> None:
     """Warm each newly loaded engine, and again when adapters change; report a model that cannot be served."""
-    warmed: tuple[ModelSpec, dict[str, str]] | None = None
+    warmed: tuple[ModelSpec, tuple[object, ...]] | None = None
     while True:
         try:
-            spec, keys = engine.spec, adapters.all()
+            spec, keys = engine.spec, (chat.adapters, *chat.adapters.all().values())
             if warmed is None or spec is not warmed[0] or keys != warmed[1]:
                 await warm()
                 warmed = spec, keys
