@@ -37,6 +37,15 @@ setup: .venv/.setup ## make .venv with everything kefu serves with (compiles lla
 	@$(PIP) -r requirements/dev.txt
 	@touch $@
 
+# pip chooses the build of torch for this machine; all else is pinned by hash, and nothing may come along with it.
+.venv/.setup-train: .venv/.setup requirements/train.txt
+	@echo "Installing the trainers: PyTorch, TRL and PEFT, 1.5 GB."
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	@$(PIP) --no-deps -r requirements/train.txt
+	@touch $@
+
+train: .venv/.setup-train ## install what `kefu round` trains with; then `make test` trains too
+
 run: .venv/.setup ## serve the built-in model at http://127.0.0.1:8000
 	@$(BIN)/kefu serve $(ARGS)
 
@@ -66,9 +75,10 @@ ends: .venv/.setup-dev ## run the MLX tests with the oldest mlx-lm that pyprojec
 	@PYTHONPATH=.venv/mlx-low $(BIN)/python -m pytest tests/conformance tests/backends/mlx -m "not soak" $(ARGS)
 
 lock: .venv/.setup-dev ## resolve the dependencies again into requirements/ (needs uv)
-	@for extra in base llama mlx mcp dev; do \
+	@for extra in base llama mlx mcp dev train; do \
 	  uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    $$([ $$extra = base ] || echo "--extra $$extra -c requirements/base.txt") pyproject.toml -o requirements/$$extra.txt; \
 	done
+	@awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirements/train.txt > requirements/.train && mv requirements/.train requirements/train.txt
 
-.PHONY: help setup run test check fmt bench e2e soak ends lock
+.PHONY: help setup train run test check fmt bench e2e soak ends lock

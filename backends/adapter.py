@@ -34,11 +34,15 @@ class AdapterRegistry:
     """Adapters by name: `<folder>/<name>/<digest>.gguf`.
 
     A key, `name@digest`, stands for one content for good, so that KV and records made with it keep their meaning when the name
-    gets a new file. `chosen` is the name that customers talk to; empty means none.
+    gets a new file. `chosen` is the name that customers talk to; empty means none. Beside it, a `share` of conversations talks to the
+    `canary`: which ones, the `salt` decides for good.
     """
 
     folder: Path
     chosen: str = ""
+    canary: str = ""
+    share: float = 0.0
+    salt: str = ""
 
     def all(self) -> dict[str, str]:
         """Name to key, by name."""
@@ -50,6 +54,19 @@ class AdapterRegistry:
     def chosen_key(self) -> str:
         """The key of the customers' adapter; empty for none, and for one that is not there any more."""
         return self.all().get(self.chosen, "") if self.chosen else ""
+
+    @property
+    def serving_keys(self) -> tuple[str, ...]:
+        """The keys that customers may talk to now; "" is the model itself."""
+        return (self.chosen_key, *filter(None, [self.all().get(self.canary, "")]))
+
+    def key_for(self, conversation_id: str) -> str:
+        """The adapter of one conversation, the same in every turn."""
+        if self.canary and (key := self.all().get(self.canary)):
+            draw = int.from_bytes(hashlib.sha256(f"{self.salt} {conversation_id}".encode()).digest()[:8], "big")
+            if draw < self.share * 2**64:
+                return key
+        return self.chosen_key
 
     def path(self, key: str) -> Path:
         """The file of a key. Raises AdapterRefused for what is no key."""

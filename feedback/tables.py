@@ -346,3 +346,22 @@ review = Table(
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("pair_id", "rater"),
 )
+
+# One training run and the adapter that came of it. `parent_id` is what was live when it began, and once promoted, what was live then.
+round_ = Table(
+    "round",
+    metadata,
+    Column("id", String(40), primary_key=True),  # round-1, ...; also the adapter's name
+    Column("number", Integer, nullable=False, unique=True),
+    Column("parent_id", ForeignKey("round.id")),
+    Column("state", String(16), nullable=False),  # feedback/rounds.py: State
+    Column("reason", Words, nullable=False),  # why it came to this state
+    Column("job", JSON, nullable=False),
+    Column("base_sha256", String(64), nullable=False),
+    Column("snapshot_sha256", String(64), nullable=False, index=True),  # of the rows it learnt from
+    Column("adapter", String(64)),  # the registry's key
+    Column("metrics", JSON, nullable=False),
+    Column("share", Float, nullable=False),  # of conversations, while `canary`
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("state_at_ms", BigInteger, nullable=False),
+)

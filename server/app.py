@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -33,6 +33,7 @@ from feedback.insights import Insights
 from feedback.knowledge import Knowledge
 from feedback.lookback import Lookback
 from feedback.record import Record
+from feedback.rounds import Rounds
 from feedback.signals import PROPENSITY, Signals
 from server.auth import KeyRing
 from server.awake import Awake, SleepWatch, caffeinate
@@ -55,6 +56,7 @@ from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
 from server.models import Chosen
+from server.rollout import watch_rounds
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
@@ -72,6 +74,7 @@ log = logging.getLogger("kefu.app")
 
 BUILT_IN = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
 WATCH_EVERY_S = 0.25
+Work = Coroutine[object, object, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,7 @@ def create_app(
     engine, traffic, ring, broken = supervisor.client, Traffic(), KeyRing(settings.server.api_keys), list[str]()
     metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
     chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
-    database = Database.open(settings.database_url, settings.data_dir)
-    terms = load_policy(PolicyStore(settings).path)
+    database, terms = Database.open(settings.database_url, settings.data_dir), load_policy(PolicyStore(settings).path)
     shops = {language: _greeting(load_shop(language), terms[language]) for language in get_args(Language)}
     policies = {language: Policy.of(shop, language, terms[language]) for language, shop in shops.items()}
     welcome = Welcome(Visitors(settings.data_dir / "visitor.key"), Customers(settings.sites), settings.sites)
@@ -115,21 +117,12 @@ def create_app(
     console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
     (signals, lookback), limits = _make_signals(database, desk, handoffs, welcome.visitors), DeskLimits(settings.desk)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await supervisor.start()
-        watched = _watch(engine, chat.adapters, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
-        watches = [
-            asyncio.create_task(work) for work in (*watched, handoffs.run(), lookback.run(), *([desk.tools.run()] if desk.tools else []))
-        ]
-        try:
-            yield
-        finally:
-            await _cancel(watches)
-            await asyncio.gather(handoffs.close(), notifier.close(), desk.close())
-            await supervisor.stop()
-            database.close()
+    def works() -> list[Work]:
+        follow = watch_rounds(chat, Rounds(database), console.audit, settings.engine.adapter)
+        watched = _watch(engine, chat, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
+        return [follow, *watched, handoffs.run(), lookback.run(), *([desk.tools.run()] if desk.tools else [])]
 
+    lifespan = _lifespan(supervisor, database, works, (handoffs.close, notifier.close, desk.close))
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     traffic.on_drain = handoffs.end_streams
     for router in (
@@ -162,6 +155,29 @@ def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: 
     lookback = Lookback(database, signals)
     handoffs.on_kept = lookback.kept
     return signals, lookback
+
+
+def _lifespan(
+    supervisor: Supervisor | UpstreamClient,
+    database: Database,
+    works: Callable[[], list[Work]],
+    closings: Sequence[Callable[[], Awaitable[None]]],
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    """The engine up and `works` under way for as long as the application lives; then everything is ended in order."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await supervisor.start()
+        tasks = [asyncio.create_task(work) for work in works()]
+        try:
+            yield
+        finally:
+            await _cancel(tasks)
+            await asyncio.gather(*(close() for close in closings))
+            await supervisor.stop()
+            database.close()
+
+    return lifespan
 
 
 async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
@@ -243,14 +259,12 @@ def make_upstream(settings: UpstreamSettings) -> UpstreamClient:
     return UpstreamClient(settings.base_url, key, settings.model, settings.context_length, settings.timeout_s)
 
 
-async def _watch(
-    engine: EngineClient | UpstreamClient, adapters: AdapterRegistry, warm: Callable[[], Awaitable[None]], broken: list[str]
-) -> None:
+async def _watch(engine: EngineClient | UpstreamClient, chat: ChatService, warm: Callable[[], Awaitable[None]], broken: list[str]) -> None:
     """Warm each newly loaded engine, and again when adapters change; report a model that cannot be served."""
-    warmed: tuple[ModelSpec, dict[str, str]] | None = None
+    warmed: tuple[ModelSpec, tuple[object, ...]] | None = None
     while True:
         try:
-            spec, keys = engine.spec, adapters.all()
+            spec, keys = engine.spec, (chat.adapters, *chat.adapters.all().values())
             if warmed is None or spec is not warmed[0] or keys != warmed[1]:
                 await warm()
                 warmed = spec, keys

@@ -17,6 +17,7 @@ from backends.fit import this_machine
 from backends.protocol import AdapterRefused
 from backends.store import BrokenManifest
 from feedback.credentials import AccountError
+from feedback.training.job import RoundRefused, TrainingFailed
 from server import models_cli
 from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
@@ -28,6 +29,7 @@ from server.logging import configure_logging
 from server.models import OFFERED, Chosen, ModelUnavailable, choose, offer
 from server.policy_cli import policy_cli
 from server.ports import PortTaken, bind
+from server.round_cli import round_cli
 from server.service import Service, ServiceFailed
 from server.settings import BadSettings, Settings, is_loopback, load_settings
 from server.tools_cli import tools_cli
@@ -45,7 +47,7 @@ class _OneSentence(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except (AccountError, AdapterRefused, BadSettings, UnknownModel) as error:
+        except (AccountError, AdapterRefused, BadSettings, RoundRefused, UnknownModel) as error:
             _fail(f"{error}.", EXIT_USAGE)
         except (
             AccountsFailed,
@@ -57,6 +59,7 @@ class _OneSentence(TyperGroup):
             ModelUnavailable,
             PullFailed,
             ServiceFailed,
+            TrainingFailed,
         ) as error:
             _fail(f"{str(error).rstrip('.')}.", EXIT_BROKEN)
 
@@ -190,6 +193,7 @@ cli.add_typer(audit_cli, name="audit")
 cli.add_typer(policy_cli, name="policy")
 cli.add_typer(tools_cli, name="tools")
 cli.add_typer(knowledge_cli, name="knowledge")
+cli.add_typer(round_cli, name="round")
 
 
 def _run(settings: Settings, chosen: Chosen, sockets: list[socket], url: str) -> None:

@@ -58,7 +58,7 @@ def test(
 ) -> None:
     """Put every line of a test set to the model, as a customer would. Exit status 1 when one fails."""
     lines = [line for path in tests or [MUST_SAY_NO] for line in read_lines(path)]
-    verdicts = asyncio.run(_put_all(lines, url, load_settings()))
+    verdicts = asyncio.run(put_all(lines, url, load_settings()))
     table = Table("line", "", "answer", "what is wrong", box=None)
     for verdict in verdicts:
         table.add_row(verdict.line.id, "FAIL" if verdict.faults else "ok", verdict.answer[:160], "; ".join(verdict.faults))
@@ -69,13 +69,14 @@ def test(
     raise typer.Exit(num_passed != len(verdicts))
 
 
-async def _put_all(lines: list[Line], url: str, settings: Settings) -> list[Verdict]:
+async def put_all(lines: list[Line], url: str, settings: Settings) -> list[Verdict]:
+    """Every line's verdict, from the kefu at `url` or, without one, from the application that `settings` make."""
     async with contextlib.AsyncExitStack() as opened:
         timeout = httpx.Timeout(30, read=None)
         if url:
             http = await opened.enter_async_context(httpx.AsyncClient(base_url=url, timeout=timeout))
         else:
-            http = await opened.enter_async_context(_in_process(settings))
+            http = await opened.enter_async_context(in_process(settings))
         bar = opened.enter_context(Progress(console=err))
         task = bar.add_task("asking", total=len(lines))
         verdicts = []
@@ -90,7 +91,7 @@ async def _put_all(lines: list[Line], url: str, settings: Settings) -> list[Verd
 
 
 @contextlib.asynccontextmanager
-async def _in_process(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+async def in_process(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """The whole application with its engine, over an empty record that is thrown away."""
     from server.app import open_app
 

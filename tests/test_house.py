@@ -13,7 +13,7 @@ ROOMS = ("backends", "server", "feedback", "web", "bench")
 MAX_LINES = {".py": 400, ".js": 250, ".css": 250}
 MAX_FUNCTION_LINES = 60
 PRINTING = ("server/cli.py", "bench/", "backends/mini/")
-THIRD_PARTY_EDGES = ("server/schema/", "backends/llamacpp/", "backends/mlx/", "backends/mini/", "bench/")
+THIRD_PARTY_EDGES = ("server/schema/", "backends/llamacpp/", "backends/mlx/", "backends/mini/", "bench/", "feedback/training/")
 WORDS = r"previously|used to|legacy|TODO|FIXME|XXX"
 FOSSIL = re.compile(rf"#.*(\b({WORDS})\b|\bissue #?\d|#\d{{2,}}|\b20\d\d-\d\d-\d\d\b)", re.IGNORECASE)
 

@@ -102,9 +102,9 @@ class Desk:
 
     def warm(self) -> None:
         """Prefill what every conversation begins with. For each newly loaded engine, and when customers get another adapter."""
-        for policy in self._policies.values():
+        for adapter, policy in ((key, policy) for key in self._chat.adapters.serving_keys for policy in self._policies.values()):
             tools = self._toolbox("", policy.language).offered
-            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "", self._chat.adapters.chosen_key, tools)
+            self._chat.warm((ChatMessage("system", policy.system),), PUBLIC_SCOPE, "", adapter, tools)
 
     async def close(self) -> None:
         """End what is being answered, and keep what was said."""
@@ -390,7 +390,7 @@ class Desk:
             effort=self._settings.effort,
             scope_public=PUBLIC_SCOPE,
             scope_private=conversation_id,
-            adapter=self._chat.adapters.chosen_key,
+            adapter=self._chat.adapters.key_for(conversation_id),
             completion_id=new_id("cmpl"),
             tool_use=prompt.box.use(calls),
         )

@@ -213,7 +213,10 @@ def test_nothing_but_a_star_is_special_in_a_phrase(phrase: str) -> None:
     assert compile_phrase(phrase).search(f" {' '.join(phrase.split())} ")
 
 
-@pytest.mark.parametrize("text", ["You get your refund within " + " " * 40, "refund " * 6, "退款到账" * 6, "The kettle is here. " * 7, "At 18 Alder Lane" + "," * 30])
+@pytest.mark.parametrize(
+    "text",
+    ["You get your refund within " + " " * 40, "refund " * 6, "退款到账" * 6, "It is here. " * 7, "At 18" + "," * 30],
+)
 def test_a_loop_is_no_answer(text: str) -> None:
     assert [one.kind for one in check_loop(text)] == ["loop"]
 

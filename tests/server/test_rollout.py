@@ -1,0 +1,77 @@
+"""Who talks to which adapter, while rounds come and go."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from backends.adapter import AdapterRegistry
+from feedback.audit import Audit
+from feedback.database import Database
+from feedback.record import Conversation, Message, Record, new_id
+from feedback.rounds import Rounds
+from server.rollout import follow
+from tests.feedback.conftest import made
+from tests.server.fakes import ScriptedChat
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> ScriptedChat:
+    """With the files of two rounds."""
+    chat = ScriptedChat()
+    chat.adapters = AdapterRegistry(tmp_path / "adapters")
+    for name in ("round-1", "round-2"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+        (tmp_path / "adapters" / name / f"{'0' * 12}.gguf").touch()
+    return chat
+
+
+async def two_rounds(rounds: Rounds) -> None:
+    for number in (1, 2):
+        await rounds.begin({"method": "dpo"}, "b", "5")
+        await rounds.trained(f"round-{number}", f"round-{number}@{'0' * 12}")
+    await rounds.promote("round-1", 1)
+    await rounds.promote("round-2", 0.25)
+
+
+async def test_a_share_of_the_conversations_talks_to_the_canary_and_stays_with_it(
+    chat: ScriptedChat, database: Database, tmp_path: Path
+) -> None:
+    rounds, audit = Rounds(database), Audit(database, tmp_path / "head")
+    await follow(chat, rounds, audit, "")
+    assert chat.adapters.serving_keys == ("",) and chat.adapters.key_for("anyone") == ""
+    await two_rounds(rounds)
+    await follow(chat, rounds, audit, "")
+    ids = [new_id("conv") for _ in range(2000)]
+    first = {each: chat.adapters.key_for(each).partition("@")[0] for each in ids}
+    assert set(first.values()) == {"round-1", "round-2"} == {key.partition("@")[0] for key in chat.adapters.serving_keys}
+    assert 400 < Counter(first.values())["round-2"] < 600
+    await rounds.promote("round-2", 0.5)
+    await follow(chat, rounds, audit, "")
+    still = [each for each in ids if first[each] == "round-2"]
+    assert {chat.adapters.key_for(each).partition("@")[0] for each in still} == {"round-2"}, "a larger share keeps whom it had"
+    await rounds.rollback("by hand")
+    await rounds.rollback("by hand")
+    await follow(chat, rounds, audit, "round-1")
+    assert chat.adapters.key_for("anyone").startswith("round-1"), "the adapter in the settings, when no round is live"
+
+
+async def test_a_canary_over_a_red_line_is_taken_back_by_itself(chat: ScriptedChat, database: Database, tmp_path: Path) -> None:
+    rounds, audit, record = Rounds(database), Audit(database, tmp_path / "head"), Record(database)
+    await two_rounds(rounds)
+    opened = Conversation(new_id("conv"), new_id("vis"), "en")
+    await record.add_conversation(opened)
+    for _ in range(12):
+        asked = Message(new_id("msg"), "user", "A refund, please", client_message_id=new_id("c"))
+        await record.add_message(opened.id, asked)
+        bad = made(adapter=f"round-2@{'0' * 12}", status="rejected", shown=False)
+        offer = Message(new_id("msg"), "assistant", "A person?", reply_to_id=asked.id)
+        await record.add_message(opened.id, offer, None, [bad])
+    await follow(chat, rounds, audit, "")
+    assert chat.adapters.key_for("anyone").startswith("round-1") and not chat.adapters.canary
+    assert (await rounds.get("round-2")).reason.startswith("violations: 12 of 12")
+    assert [(entry.actor, entry.action, entry.subject) for entry in await audit.page(None, 9)] == [
+        ("system", "round_rolled_back", "round-2")
+    ]

@@ -1,0 +1,126 @@
+"""`kefu round`: a planted weakness is mended by one round of DPO, and nothing else is spoilt. Trains for real, where the trainers are."""
+
+import asyncio
+import json
+import time
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from feedback.database import Database
+from feedback.rounds import Round, Rounds
+from feedback.training.job import Job, train
+from server.cli import cli
+from server.replay import Case, Compared, Metrics, Said, compare, objections
+from tests.conftest import WEIGHTS
+from tests.feedback.training.slang import general, held, pairs, write_cases, write_export
+
+trains = pytest.mark.skipif(find_spec("trl") is None, reason="the trainers are not installed: make train")
+SETTINGS = {"learning_rate": "6e-4", "rank": "16", "batch_size": "8", "threads": "2"}
+
+
+@pytest.fixture(autouse=True)
+def data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEFU_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def kefu(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["round", *map(str, words)])
+
+
+def stored(data_dir: Path, name: str = "round-1") -> Round:
+    with closing(Database.in_folder(data_dir)) as database:
+        return asyncio.run(Rounds(database).get(name))
+
+
+@trains
+def test_one_round_mends_a_planted_weakness_and_spoils_nothing(tmp_path: Path, data_dir: Path) -> None:
+    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=80, num_plain=80))
+    sets = [write_cases(tmp_path / "weakness.jsonl", held(24)), write_cases(tmp_path / "elsewhere.jsonl", general(100))]
+    given = [word for name, value in SETTINGS.items() for word in ("--with", f"{name}={value}")]
+    refused = kefu("start", "--data", export)
+    assert refused.exit_code == 2 and "160 rows, and dpo wants 200" in refused.output
+    began = time.monotonic()
+    started = kefu("start", "--data", export, *given, "--anyway")
+    assert started.exit_code == 0, started.output
+    print(f"trained in {time.monotonic() - began:.0f} s")
+    assert "it was not evaluated" in kefu("promote", "round-1").output
+    measured = kefu("evaluate", "round-1", "--set", sets[0], "--set", sets[1], "--no-must-say-no")
+    assert measured.exit_code == 0, measured.output
+    print(measured.output)
+    found = msgspec.convert(stored(data_dir).metrics, Metrics).sets
+    assert found["weakness"].difference[0] >= 0.20, measured.output
+    assert found["elsewhere"].difference[0] >= -0.01, measured.output
+    assert found["weakness"].difference[1] > 0, "beyond chance"
+    promoted = kefu("promote", "round-1", "--share", "0.2")
+    assert promoted.exit_code == 0 and stored(data_dir).state == "canary", promoted.output
+    began = time.monotonic()
+    assert "the model itself answers" in kefu("rollback").output
+    assert time.monotonic() - began < 30 and stored(data_dir).state == "retired"
+
+
+@trains
+def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=4, num_plain=4))
+    model = str(WEIGHTS / "mlx")
+    job = Job("dpo", "trl", model, str(export), str(tmp_path / "run"), max_steps=4, batch_size=1, threads=1)
+    running = train(job)
+    assert [next(running).step for _ in range(3)] == [1, 2, 3]
+    running.close()
+    assert any((tmp_path / "run" / "checkpoints").glob("checkpoint-*")) and not job.adapter.exists()
+    rest = list(train(job))
+    assert rest[0].step > 1 and rest[-1].step == rest[-1].num_steps == 4
+    assert rest[-1].memory_bytes > 1e8 and (job.adapter / "adapter_model.safetensors").exists()
+
+
+@trains
+@pytest.mark.soak
+@pytest.mark.parametrize("method", ["kto", "orpo", "sft", "grpo"])
+def test_every_method_makes_an_adapter(method: str, tmp_path: Path, data_dir: Path) -> None:
+    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=8, num_plain=8))
+    few = ("--with", "max_steps=2", "--with", "batch_size=4", "--with", "max_answer_tokens=96")
+    started = kefu("start", "--data", export, "--method", method, *few, "--anyway")
+    assert started.exit_code == 0, started.output
+    assert stored(data_dir).adapter
+
+
+def test_what_cannot_be_done_is_told_in_a_sentence(tmp_path: Path, data_dir: Path) -> None:
+    assert "holds no export" in kefu("start", "--data", tmp_path).output
+    assert "with wants name=value" in kefu("start", "--data", tmp_path, "--with", "rank=many").output
+    assert "that a trainer reads" in kefu("start", "--data", tmp_path, "--model", tmp_path / "some.gguf").output
+    for words in (("evaluate", "round-7"), ("promote", "round-7"), ("show", "round-7"), ("resume", "round-7")):
+        shown = kefu(*words)
+        assert (shown.exit_code, "there is no round 'round-7'" in shown.output) == (2, True)
+    assert "no round is served" in kefu("rollback").output
+    assert "none; begin one" in kefu("list").output
+
+
+CASES = [Case([{"role": "user", "content": f"{number}?"}], {"answer": f"1{number}"}) for number in range(100, 160)]
+RIGHT, WRONG = [[Said(f"{digit}{number}", 5.0) for number in range(100, 160)] for digit in (1, 9)]
+
+
+def test_what_is_better_may_be_promoted_and_what_is_not_may_not() -> None:
+    better, same, worse = compare(CASES, WRONG, RIGHT), compare(CASES, RIGHT, RIGHT), compare(CASES, RIGHT, RIGHT[:55] + WRONG[55:])
+    assert (better.before[0], better.after[0], better.difference) == (0, 1, (1, 1, 1))
+    assert better.before[2] < 0.1 < 0.9 < better.after[1]
+    assert objections(Metrics("", {"a": better, "b": same})) == []
+    assert objections(Metrics("", {"b": same})) == ["no set got better beyond chance"]
+    assert objections(Metrics("", {"a": better, "c": worse})) == ["c fell by 8.3 points"]
+    assert "says no" not in str(objections(Metrics("", {"a": better}, (60, 50, 50))))
+    assert objections(Metrics("", {"a": better}, (60, 50, 49)))
+    long = Compared(60, same.before, same.after, better.difference, 1.4, (1, 1))
+    assert objections(Metrics("", {"a": long})) == ["in a answers are 1.40 times as long"]
+    assert msgspec.convert(json.loads(msgspec.json.encode(Metrics("", {"a": better}))), Metrics).sets["a"] == better
+
+
+def test_a_judge_counts_only_when_the_order_does_not_matter() -> None:
+    assert compare(CASES, WRONG, RIGHT, lambda prompt, first, second: "first").judged == (0, 0)
+    smaller = compare(CASES, WRONG, RIGHT, lambda prompt, first, second: "first" if first < second else "second")
+    assert smaller.judged == (60, 0)
