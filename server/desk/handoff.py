@@ -117,6 +117,8 @@ class Handoffs:
         if state in ("bot", "resolved") and wants_person(text, await self._last_answer(conversation_id)):
             await self._request(conversation_id)
         answer = await self._desk.ask(visitor_id, conversation_id, text, client_message_id, replaces_id)
+        if self._is_a_persons_business(text):
+            self.soon(conversation_id, "policy")
         self._bell.ring()
         return answer
 
@@ -228,6 +230,11 @@ class Handoffs:
                 told = rows
                 yield rows
             await _heard(news)
+
+    def _is_a_persons_business(self, text: str) -> bool:
+        """By the policy. The bot answers first: whom to call in an emergency cannot wait for a person."""
+        knowledge = self._desk.knowledge
+        return knowledge is not None and any(terms.handover_reason(text) for terms in knowledge.terms.values())
 
     async def _request(self, conversation_id: str) -> None:
         if self._opens_at_ms():

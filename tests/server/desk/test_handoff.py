@@ -13,12 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from feedback.database import Database
 from feedback.inbox import TRANSITIONS, Inbox, Move, Reason, StateChanged
+from feedback.knowledge import Knowledge
 from feedback.record import MUTE, Message, NotFound, Record, State, new_id, now_ms
 from feedback.signals import Signals, Thumb
 from server.chat.service import ChatMessage
 from server.desk.desk import AnswerInProgress, Desk
 from server.desk.handoff import CLOSE_AFTER_MS, Handoffs, View
+from server.desk.knowledge import DeskKnowledge
 from server.desk.policy import FALLBACK, Policy
+from server.desk.policy_file import DEMO, load_policy
 from server.desk.turn import Done, Event, Held
 from server.errors import ConversationClosed, InvalidRequest
 from server.settings import DeskSettings
@@ -384,3 +387,17 @@ class Conversations(RuleBasedStateMachine):
 
 TestConversations = Conversations.TestCase
 TestConversations.settings = hypothesis_settings(max_examples=12, stateful_step_count=14, deadline=None)
+
+
+@pytest.mark.parametrize("text", ["I burned myself on your kettle!", "我要起诉你们"])
+async def test_what_the_policy_calls_a_persons_business_is_answered_and_then_a_persons(house: House, database: Database, text: str) -> None:
+    house.desk.knowledge = DeskKnowledge(Knowledge(database), dict(SHOPS), 2000, load_policy(DEMO))
+    assert isinstance((await house.ask(text))[-1], Done)
+    await house.becomes("waiting")
+    assert await house.reasons() == ["policy"] and house.waited == [(house.id, "policy")]
+
+
+async def test_what_it_does_not_name_stays_the_bots(house: House, database: Database) -> None:
+    house.desk.knowledge = DeskKnowledge(Knowledge(database), dict(SHOPS), 2000, load_policy(DEMO))
+    assert isinstance((await house.ask("Are you a human?"))[-1], Done)
+    assert await house.state() == "bot" and await house.reasons() == []

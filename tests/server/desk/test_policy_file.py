@@ -80,7 +80,7 @@ def test_what_must_be_said_is_added_once() -> None:
     [
         ("I'll get my LAWYER", "legal"),
         ("lawyers everywhere", None),
-        ("我要转人工", "person"),
+        ("我要去12315投诉", "legal"),
         ("请删除我的数据", "privacy"),
         ("hello", None),
     ],
