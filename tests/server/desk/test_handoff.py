@@ -389,15 +389,12 @@ TestConversations = Conversations.TestCase
 TestConversations.settings = hypothesis_settings(max_examples=12, stateful_step_count=14, deadline=None)
 
 
-@pytest.mark.parametrize("text", ["I burned myself on your kettle!", "我要起诉你们"])
-async def test_what_the_policy_calls_a_persons_business_is_answered_and_then_a_persons(house: House, database: Database, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "is_theirs"), [("I burned myself on your kettle!", True), ("我要起诉你们", True), ("Are you a human?", False)]
+)
+async def test_the_policy_says_what_is_answered_and_then_a_persons(house: House, database: Database, text: str, is_theirs: bool) -> None:
     house.desk.knowledge = DeskKnowledge(Knowledge(database), dict(SHOPS), 2000, load_policy(DEMO))
     assert isinstance((await house.ask(text))[-1], Done)
-    await house.becomes("waiting")
-    assert await house.reasons() == ["policy"] and house.waited == [(house.id, "policy")]
-
-
-async def test_what_it_does_not_name_stays_the_bots(house: House, database: Database) -> None:
-    house.desk.knowledge = DeskKnowledge(Knowledge(database), dict(SHOPS), 2000, load_policy(DEMO))
-    assert isinstance((await house.ask("Are you a human?"))[-1], Done)
-    assert await house.state() == "bot" and await house.reasons() == []
+    await house.becomes("waiting" if is_theirs else "bot")
+    assert await house.reasons() == ["policy"] * is_theirs
+    assert house.waited == [(house.id, "policy")] * is_theirs
