@@ -37,6 +37,7 @@ SQLITE_PRAGMAS = (
     "checkpoint_fullfsync=1",
     "mmap_size=0",
     "foreign_keys=ON",
+    "secure_delete=ON",  # what is deleted is overwritten
 )
 SQLITE_REASONS = {
     sqlite3.SQLITE_FULL: "full: no space is left on its disk",
@@ -99,6 +100,14 @@ class Database:
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, _transact, self._read_engine, work)
 
+    async def vacuum(self) -> None:
+        """Write a SQLite file anew from its rows, so that no page keeps what was deleted or moved."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, _maintain, self._write_engine, "VACUUM")
+
+    async def truncate_log(self) -> None:
+        """Bring SQLite's write-ahead log into the file and cut it to nothing: until then it holds what was deleted."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, _maintain, self._write_engine, "PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Finish what is queued, then close. The writer's connection closes last, so that it does the final checkpoint."""
         for executor, engine in ((self._readers, self._read_engine), (self._writer, self._write_engine)):
@@ -117,11 +126,25 @@ def _transact(engine: Engine, work: Callable[[Connection], T], tries: int = 1) -
     except (ProgrammingError, DataError):
         raise
     except DatabaseError as error:
+        raise _unavailable(error.orig) from error
+
+
+def _maintain(engine: Engine, statement: str) -> None:
+    """What SQLite does only outside a transaction; nothing on PostgreSQL. A row that begins with 1 says that it gave up."""
+    if engine.dialect.name != "sqlite":
+        return
+    bare = engine.raw_connection()
+    try:
+        if (bare.cursor().execute(statement).fetchone() or (0,))[0]:
+            raise RecordUnavailable(f"the database is {SQLITE_REASONS[sqlite3.SQLITE_BUSY]}")
+    except sqlite3.Error as error:
         raise _unavailable(error) from error
+    finally:
+        bare.close()
 
 
-def _unavailable(error: DatabaseError) -> RecordUnavailable:
-    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+def _unavailable(error: BaseException | None) -> RecordUnavailable:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     return RecordUnavailable(f"the database is {SQLITE_REASONS.get(code, 'not answering')}")
 
 

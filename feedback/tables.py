@@ -95,7 +95,7 @@ message = Table(
     Column("role", String(16), nullable=False),  # user | assistant | agent | note
     Column("text", Words, nullable=False),  # what was on the screen
     Column("reply_to_id", ForeignKey("message.id"), index=True),
-    Column("replaces_id", ForeignKey("message.id")),  # this one and what followed it left the screen
+    Column("replaces_id", ForeignKey("message.id"), index=True),  # this one and what followed it left the screen
     Column("client_message_id", String(40)),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("author", String(100)),  # the agent's name
@@ -162,7 +162,7 @@ tool_call = Table(
     Column("id", String(40), primary_key=True),
     Column("conversation_id", ForeignKey("conversation.id"), nullable=False),
     Column("message_id", ForeignKey("message.id"), nullable=False, index=True),
-    Column("completion_id", ForeignKey("completion.id")),
+    Column("completion_id", ForeignKey("completion.id"), index=True),
     Column("name", String(64), nullable=False),
     Column("arguments", Words, nullable=False),
     Column("status", String(16), nullable=False),  # feedback/calls.py: CallStatus
@@ -324,8 +324,8 @@ pair = Table(
     metadata,
     Column("id", String(40), primary_key=True),
     Column("conversation_id", ForeignKey("conversation.id"), nullable=False, index=True),
-    Column("question_id", ForeignKey("message.id"), nullable=False),  # the prompt is what was on the screen up to it
-    Column("rejected_id", ForeignKey("completion.id"), nullable=False),
+    Column("question_id", ForeignKey("message.id"), nullable=False, index=True),  # the prompt is what was on the screen up to it
+    Column("rejected_id", ForeignKey("completion.id"), nullable=False, index=True),
     Column("chosen", Words),  # NULL: has to be made
     Column("chosen_ref", String(64)),
     Column("origin", String(16), nullable=False),  # natural | regenerated | agent | pairwise

@@ -16,6 +16,7 @@ from feedback.pairs import Case, Row, Turn
 from feedback.rewards import action_of, language_of
 
 Json = Mapping[str, object]
+PROVENANCE = "provenance.jsonl"
 # Fewer than these teach a model nothing that can be told from chance.
 NEEDED = {"dpo": (200, "verified pairs"), "kto": (300, "judged answers"), "grpo": (100, "questions with a known answer")}
 NEEDED_OF_EACH_LABEL = 100
@@ -111,7 +112,7 @@ def _files(examples: Sequence[Example], made: Mapping[str, Json], shop: Shop, dr
         if mine := [one for one in by_kind["grpo"] if one.split == split]:
             yield f"verl/{split}.json", _array(_verl(one.row, shop, split, place) for place, one in enumerate(mine))
     yield "llamafactory/dataset_info.json", json.dumps(factory, indent=1, sort_keys=True).encode()
-    yield "provenance.jsonl", b"".join(_line(_provenance(one, made)) for one in examples)
+    yield PROVENANCE, b"".join(_line(_provenance(one, made)) for one in examples)
 
 
 def _split_lines(name: str, examples: Sequence[Example], shape: Callable[[Example], Json]) -> Iterator[tuple[str, bytes]]:
@@ -257,12 +258,17 @@ HOW = (
 )
 
 
+def conversation_hash(conversation_id: str) -> str:
+    """What stands for a conversation in the provenance: 16 hex digits."""
+    return hashlib.sha256(conversation_id.encode()).hexdigest()[:16]
+
+
 def _provenance(one: Example, made: Mapping[str, Json]) -> Json:
     row = one.row
     return {
         "row_id": row.id,
         "split": one.split,
-        "conversation": hashlib.sha256(row.case.conversation_id.encode()).hexdigest()[:16],
+        "conversation": conversation_hash(row.case.conversation_id),
         "origin": row.origin,
         "strength": row.strength,
         "copies": one.copies,

@@ -27,12 +27,14 @@ from feedback.audit import Audit
 from feedback.calls import Calls
 from feedback.conversations import Conversations
 from feedback.database import Database
+from feedback.erase import Eraser
 from feedback.gaps import Gaps
 from feedback.inbox import Inbox
 from feedback.insights import Insights
 from feedback.knowledge import Knowledge
 from feedback.lookback import Lookback
 from feedback.record import Record
+from feedback.retention import Retention
 from feedback.rounds import Rounds
 from feedback.signals import PROPENSITY, Signals
 from server.auth import KeyRing
@@ -57,6 +59,7 @@ from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
 from server.models import Chosen
 from server.rollout import watch_rounds
+from server.routes.consent import consent_router
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.routes.handoff import handoff_router
@@ -114,13 +117,14 @@ def create_app(
     desk.tools = _make_tools(settings, database, welcome.visitors)
     notifier, inbox, gaps = Notifier(settings.desk), Inbox(database), Gaps(database)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
-    console = Console(Accounts(database), Audit(database, settings.data_dir / "audit.head"))
+    audit = Audit(database, settings.data_dir / "audit.head")
+    console, retention = Console(Accounts(database), audit), _make_retention(settings, database, audit)
     (signals, lookback), limits = _make_signals(database, desk, handoffs, welcome.visitors), DeskLimits(settings.desk)
 
     def works() -> list[Work]:
         follow = watch_rounds(chat, Rounds(database), console.audit, settings.engine.adapter)
         watched = _watch(engine, chat, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
-        return [follow, *watched, handoffs.run(), lookback.run(), *([desk.tools.run()] if desk.tools else [])]
+        return [follow, *watched, handoffs.run(), lookback.run(), retention.run(), *([desk.tools.run()] if desk.tools else [])]
 
     lifespan = _lifespan(supervisor, database, works, (handoffs.close, notifier.close, desk.close))
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -130,6 +134,7 @@ def create_app(
         openai_router(chat, ring, settings.server),
         desk_router(desk, handoffs, signals, welcome, shops, limits),
         handoff_router(handoffs, signals, welcome.visitors, limits),
+        consent_router(Record(database), welcome.visitors),
         pages_router(),
         widget_router(settings.sites),
         inbox_router(console, handoffs, inbox, desk),
@@ -184,6 +189,11 @@ async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _make_retention(settings: Settings, database: Database, audit: Audit) -> Retention:
+    eraser, days = Eraser(database, audit, settings.data_dir), settings.retention
+    return Retention(database, eraser, days.transcripts_days, days.training_days)
 
 
 def _make_tools(settings: Settings, database: Database, visitors: Visitors) -> DeskTools | None:

@@ -23,6 +23,7 @@ from server.adapter_cli import adapter_cli
 from server.agent_cli import AccountsFailed, agent_cli, audit_cli
 from server.desk.policy_file import BadPolicy
 from server.desk.tools_file import BadTools
+from server.erase_cli import EraseFailed, erase
 from server.export_cli import ExportFailed, export
 from server.knowledge_cli import KnowledgeFailed, knowledge_cli
 from server.logging import configure_logging
@@ -54,6 +55,7 @@ class _OneSentence(TyperGroup):
             BadPolicy,
             BadTools,
             BrokenManifest,
+            EraseFailed,
             ExportFailed,
             KnowledgeFailed,
             ModelUnavailable,
@@ -185,6 +187,7 @@ def new() -> None:
 
 
 cli.command("export")(export)
+cli.command("erase")(erase)
 cli.add_typer(key_cli, name="key")
 cli.add_typer(service_cli, name="service")
 cli.add_typer(adapter_cli, name="adapter")

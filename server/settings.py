@@ -170,6 +170,13 @@ class DeskSettings(_Branch):
     notify_key: SecretStr = Field(SecretStr(""), description="Signs what is told there (HMAC-SHA256, x-kefu-signature).")
 
 
+class RetentionSettings(_Branch):
+    """How long what was said is kept."""
+
+    transcripts_days: int = Field(30, ge=0, description="Days after its last message that a conversation is deleted; 0 means never.")
+    training_days: int = Field(180, ge=0, description="The same for a conversation that the customer lets improve the answers.")
+
+
 class SiteSettings(_Branch):
     """A web site that shows the widget."""
 
@@ -202,6 +209,7 @@ class Settings(BaseSettings):
     models: ModelsSettings = ModelsSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     desk: DeskSettings = DeskSettings()
+    retention: RetentionSettings = RetentionSettings()
     sites: dict[Name, SiteSettings] = Field({"demo": SiteSettings()}, description="Web sites that show the widget; see below.")
     data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")
     database_url: str = Field("", description="postgresql://user:password@host/name; without it a SQLite file in data_dir.", repr=False)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from feedback.database import RecordUnavailable
-from feedback.record import Conversation, Message
+from feedback.record import Conversation, Message, NotFound
 
 logger = logging.getLogger(__name__)
 Work = Callable[[], Awaitable[object]]
@@ -43,6 +43,9 @@ class Journal:
             logger.error("conversation kept in memory: %s", error)
             self._forget_oldest()
             return False
+        except NotFound:  # erased meanwhile: what waits must not outlive it
+            self._backlogs.pop(conversation.id, None)
+            raise
         self._backlogs.pop(conversation.id, None)
         return True
 

@@ -151,6 +151,7 @@ def _add_conversations(router: APIRouter, desk: Desk, visitors: Visitors, limits
             messages=messages,
             answering=history.answering,
             state=conversation.state,
+            consent_train=conversation.consent_train,
             confirm=ConfirmReply.model_validate(history.confirm) if history.confirm else None,
             seq=max((message.seq for message in history.messages), default=0),
         )

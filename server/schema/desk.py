@@ -48,6 +48,10 @@ class ConversationRequest(Request):
     language: Language
 
 
+class ConsentRequest(Request):
+    train: bool
+
+
 class MessageRequest(Request):
     text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(not_blank)]
     client_message_id: UUID
@@ -138,6 +142,7 @@ class ConversationReply(_Reply):
     messages: list[MessageReply]
     answering: bool = False
     state: State = "bot"
+    consent_train: bool = False
     confirm: ConfirmReply | None = None
     seq: int = 0  # of the last message: where to follow from
 

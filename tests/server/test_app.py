@@ -1,14 +1,21 @@
 """The composed application."""
 
+import asyncio
+import hashlib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
+from sqlalchemy import select
 
 from backends.supervisor import Supervisor
-from server.app import create_app, engine_options
-from server.settings import EngineSettings, Settings
+from feedback.database import Database
+from feedback.record import Conversation, Record, now_ms
+from feedback.tables import conversation
+from server.app import create_app, engine_options, make_upstream
+from server.settings import EngineSettings, Settings, UpstreamSettings
 from tests.server.conftest import calling
 from tests.server.fakes import ByteTokenizer
 
@@ -58,3 +65,19 @@ def test_the_engine_is_told_what_was_set() -> None:
     options = engine_options(EngineSettings(model=Path("a/b.gguf"), threads=3, num_kv_tokens=9, kv_type="q8_0"))
     assert (options.path, options.name, options.threads, options.num_kv_tokens, options.kv_type) == ("a/b.gguf", "b", 3, 9, "q8_0")
     assert engine_options(EngineSettings()).name == "kefu-mini"
+
+
+@pytest.mark.anyio
+async def test_what_is_over_and_who_was_erased_is_gone_soon_after_the_start(tmp_path: Path) -> None:
+    with closing(Database.in_folder(tmp_path)) as database:
+        for visitor_id, at_ms in (("vis_old", 1), ("vis_back", now_ms()), ("vis_new", now_ms())):
+            await Record(database).add_conversation(Conversation(f"conv_{visitor_id}", visitor_id, "en", created_at_ms=at_ms))
+    erased = hashlib.sha256(b"vis_back").hexdigest()
+    (tmp_path / "erased.visitors").write_text(f"{now_ms() + 1000} {erased}\n")
+    settings = Settings(data_dir=tmp_path, upstream=UpstreamSettings(base_url="http://127.0.0.1:9/v1"))
+    app = create_app(settings, make_upstream(settings.upstream), None).asgi
+    with closing(Database.in_folder(tmp_path)) as database:
+        async with app.router.lifespan_context(app), asyncio.timeout(20):
+            while len(left := await database.read(lambda connection: connection.execute(select(conversation.c.id)).scalars().all())) > 1:
+                await asyncio.sleep(0.01)
+    assert left == ["conv_vis_new"]

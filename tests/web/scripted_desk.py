@@ -53,6 +53,7 @@ class Desk:
     regenerated: list[str] = field(default_factory=list)
     admitted: list[tuple[str | None, dict[str, str]]] = field(default_factory=list)  # site and body of each
     language: str = "en"
+    said_of_training: list[tuple[str, object]] = field(default_factory=list)
     num_conversations: int = 0
     num_visitors: int = 0
     answering: bool = False
@@ -74,6 +75,9 @@ class Desk:
         }
         self.messages.append(message)
         return message
+
+    def consents(self, conversation_id: str) -> object:
+        return next((said for about, said in reversed(self.said_of_training) if about == conversation_id), False)
 
     def cut(self, message_id: str | None) -> None:
         """Forget this message and what followed it."""
@@ -163,6 +167,12 @@ def _public_routes(desk: Desk) -> APIRouter:
         shop = load_shop("zh" if language == "zh" else "en")
         return {"name": shop.name, "greeting": shop.greeting, "suggestions": shop.suggestions, "passages": []}
 
+    @router.post("/conversations/{conversation_id}/consent")
+    async def consent(conversation_id: str, request: Request) -> dict[str, object]:
+        said: dict[str, object] = await request.json()
+        desk.said_of_training.append((conversation_id, said["train"]))
+        return said
+
     @router.post("/signals", status_code=201)
     async def signals(request: Request) -> dict[str, object]:
         signal = await request.json()
@@ -191,7 +201,7 @@ def _conversation_routes(desk: Desk) -> APIRouter:
             raise NotFound("no such conversation")
         conversation_id = f"conv_{desk.num_conversations}"
         now = {"messages": desk.messages, "answering": desk.answering, "confirm": desk.scene.confirm}
-        return {"conversation_id": conversation_id, "language": desk.language, **now}
+        return {"conversation_id": conversation_id, "language": desk.language, "consent_train": desk.consents(conversation_id), **now}
 
     @router.post("/{conversation_id}/messages/{message_id}/regenerate")
     async def regenerate(conversation_id: str, message_id: str) -> StreamingResponse:

@@ -19,6 +19,7 @@ from server.desk.handoff import Handoffs
 from server.desk.policy import Policy
 from server.desk.visitors import Visitors
 from server.errors import install_handlers
+from server.routes.consent import consent_router
 from server.routes.desk import DeskLimits, Welcome, desk_router
 from server.settings import DeskSettings
 from tests.server.desk.conftest import SHOPS
@@ -60,6 +61,7 @@ def app(tmp_path: Path, database: Database, chat: ScriptedChat, clock: Clock, se
     install_handlers(app)
     welcome = Welcome(Visitors(tmp_path / "visitor.key"), Customers(SITES), SITES)
     handoffs = Handoffs(desk, Inbox(database), settings, on_waiting=lambda conversation_id, reason: None)
+    app.include_router(consent_router(Record(database), welcome.visitors))
     app.include_router(desk_router(desk, handoffs, signals, welcome, SHOPS, DeskLimits(settings, clock)))
     return app
 

@@ -12,7 +12,7 @@ from starlette.types import Message as AsgiMessage
 
 from backends.protocol import EngineDown
 from feedback.database import Database
-from feedback.tables import signal
+from feedback.tables import conversation, signal
 from server.routes.desk import VISITORS_PER_ADDRESS
 from server.settings import DeskSettings
 from tests.server.fakes import ScriptedChat
@@ -45,6 +45,25 @@ async def test_a_customer_asks_reads_votes_and_comes_back(page: Page) -> None:
     assert shown == {**answer, "thumb": -1}
 
 
+async def test_a_conversation_trains_nothing_until_its_customer_says_so_and_not_after_they_take_it_back(
+    http: httpx.AsyncClient, page: Page, database: Database
+) -> None:
+    async def consents() -> tuple[bool, bool]:
+        told = (await page.get("/conversations/current")).json()["consent_train"]
+        agreed = select(conversation.c.consent_train).where(conversation.c.id == page.conversation_id)
+        return told, await database.read(lambda connection: bool(connection.execute(agreed).scalar_one()))
+
+    assert await consents() == (False, False)
+    for train in (True, True, False):
+        kept = await page.post(f"/conversations/{page.conversation_id}/consent", {"train": train})
+        assert (kept.status_code, kept.json()) == (200, {"train": train})
+        assert await consents() == (train, train)
+    stranger = await Page.load(http)
+    for foreign in (page.conversation_id, NOWHERE):
+        assert (await stranger.post(f"/conversations/{foreign}/consent", {"train": True})).status_code == 404
+    assert await consents() == (False, False)
+
+
 async def test_the_shop_is_public(http: httpx.AsyncClient) -> None:
     shop = (await http.get("/shop", params={"language": "zh"})).json()
     assert shop["name"] == "茶舍" and shop["passages"][0] == {"id": "returns", "title": "Returns", "text": "Within 30 days."}
@@ -68,6 +87,7 @@ CALLS = [
     ("GET", "/conversations/current", None),
     ("POST", f"/conversations/{NOWHERE}/messages", {"text": "hi", "client_message_id": str(uuid4())}),
     ("POST", f"/conversations/{NOWHERE}/stop", {}),
+    ("POST", f"/conversations/{NOWHERE}/consent", {"train": True}),
     ("POST", "/signals", {"completion_id": "cmpl_a", "kind": "thumb", "value": 1, "idempotency_key": str(uuid4())}),
 ]
 
@@ -118,6 +138,8 @@ async def test_what_is_somebody_elses_is_the_same_as_what_is_not_there(http: htt
         ("/conversations/{id}/messages", {"text": "hi"}, "client_message_id"),
         ("/conversations/{id}/messages", {"text": "hi", "client_message_id": str(uuid4()), "model": "x"}, "model"),
         ("/conversations/{id}/stop", {"now": True}, "now"),
+        ("/conversations/{id}/consent", {"train": 1}, "train"),
+        ("/conversations/{id}/consent", {}, "train"),
     ],
 )
 async def test_a_bad_field_is_named(page: Page, chat: ScriptedChat, path: str, body: object, param: str) -> None:
@@ -297,6 +319,7 @@ def test_every_route_says_who_may_call_it(app: FastAPI) -> None:
         "/desk/conversations/{conversation_id}/messages/{message_id}/regenerate": ["visitor"],
         "/desk/conversations/{conversation_id}/stop": ["visitor"],
         "/desk/conversations/{conversation_id}/answer_now": ["visitor"],
+        "/desk/conversations/{conversation_id}/consent": ["visitor"],
         "/desk/signals": ["visitor"],
     }
 

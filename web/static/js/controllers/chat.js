@@ -7,6 +7,7 @@ import { language, say } from "../helpers/strings.js";
 import { Desk, DeskError } from "../models/desk.js";
 import { Answer } from "./answer.js";
 import { Composer } from "./composer.js";
+import { Consent } from "./consent.js";
 import { Confirm } from "./confirm.js";
 import { Editing } from "./editing.js";
 import { Host } from "./host.js";
@@ -47,6 +48,7 @@ class Chat {
       announce: (text) => this.#hear(text),
       orNotice: (step) => this.#notices.orShow(step),
     });
+    new Consent(document.getElementById("consent"), this.#desk, (step) => this.#notices.orShow(step));
     this.#startOverButton.addEventListener("click", () => this.#startOver());
     document.getElementById("close")?.addEventListener("click", () => this.#host.tell("close"));
     document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.#escape());

@@ -44,6 +44,8 @@ export class Desk {
   #siteId;
   #identify = async () => null;
   #admission = null;
+  // Told of each conversation as the server gives it.
+  onConversation = () => {};
 
   constructor(storage, siteId) {
     this.#storage = storage;
@@ -69,7 +71,7 @@ export class Desk {
   async current() {
     if (!this.isKnown) return null;
     try {
-      return await read(await this.#request("GET", "/desk/conversations/current"));
+      return this.#told(await read(await this.#request("GET", "/desk/conversations/current")));
     } catch (error) {
       if (error instanceof DeskError && error.problem === "gone") return null;
       throw error;
@@ -87,7 +89,16 @@ export class Desk {
   }
 
   async open(language) {
-    return read(await this.#request("POST", "/desk/conversations", { language }));
+    return this.#told(await read(await this.#request("POST", "/desk/conversations", { language })));
+  }
+
+  #told(conversation) {
+    this.onConversation(conversation);
+    return conversation;
+  }
+
+  async consent(conversationId, train) {
+    return read(await this.#request("POST", `/desk/conversations/${conversationId}/consent`, { train }));
   }
 
   async stop(conversationId) {
