@@ -10,18 +10,20 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import Result
+from llama_cpp import Llama
 from typer.testing import CliRunner
 
+from backends.mini.score import generator
 from feedback.database import Database
 from feedback.rounds import Round, Rounds
 from feedback.training.job import Job, train
 from server.cli import cli
 from server.replay import Case, Compared, Metrics, Said, compare, objections
 from tests.conftest import WEIGHTS
-from tests.feedback.training.slang import general, held, pairs, write_cases, write_export
+from tests.feedback.training.slang import general, held, kept, pairs, write_cases, write_export
 
 trains = pytest.mark.skipif(find_spec("trl") is None, reason="the trainers are not installed: make train")
-SETTINGS = {"learning_rate": "6e-4", "rank": "16", "batch_size": "8", "threads": "2"}
+SETTINGS = {"learning_rate": "6e-4", "rank": "16", "batch_size": "8", "beta": "0.3", "threads": "2"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +44,12 @@ def stored(data_dir: Path, name: str = "round-1") -> Round:
 
 @trains
 def test_one_round_mends_a_planted_weakness_and_spoils_nothing(tmp_path: Path, data_dir: Path) -> None:
-    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=80, num_plain=80))
+    as_it_is = generator(Llama(str(WEIGHTS / "kefu-mini.gguf"), n_ctx=4096, n_threads=2, verbose=False))
+    export = write_export(tmp_path / "export", [*pairs(seed=1, num_slang=56, num_plain=0), *kept(seed=1, num=88, generate=as_it_is)])
     sets = [write_cases(tmp_path / "weakness.jsonl", held(24)), write_cases(tmp_path / "elsewhere.jsonl", general(100))]
     given = [word for name, value in SETTINGS.items() for word in ("--with", f"{name}={value}")]
     refused = kefu("start", "--data", export)
-    assert refused.exit_code == 2 and "160 rows, and dpo wants 200" in refused.output
+    assert refused.exit_code == 2 and "144 rows, and dpo wants 200" in refused.output
     began = time.monotonic()
     started = kefu("start", "--data", export, *given, "--anyway")
     assert started.exit_code == 0, started.output

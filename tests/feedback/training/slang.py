@@ -9,12 +9,14 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from backends.mini.corpus import Split
 from backends.mini.data import families
 from backends.mini.dialogues import Example, Point, ShopWriter
+from backends.mini.score import Generate
+from feedback.training.verify import is_right
 
 # By what is meant: a topic and one of its facts.
 ASKED: dict[tuple[str, str], dict[Split, list[str]]] = {
@@ -46,7 +48,7 @@ SAMPLE_SEED = 7
 
 @dataclass(frozen=True)
 class Pair:
-    """A dialogue with its right output, and with a wrong one: another passage's answer."""
+    """A dialogue with its right output, and with a wrong one: another passage's answer. Both are one where nothing is preferred."""
 
     right: Example
     wrong: Example
@@ -96,6 +98,21 @@ def pairs(seed: int, num_slang: int, num_plain: int) -> list[Pair]:
     return made
 
 
+def kept(seed: int, num: int, generate: Generate) -> Iterator[Pair]:
+    """Plain questions that the model answers rightly as it is, in its own words: they teach nothing and hold it where it stands."""
+    rng, others = random.Random(seed), _anything(seed)
+    for number in count():
+        asked = (_pair(rng, "train", is_slang=False) if number % 4 == 3 else next(others)).right
+        text, has_ended = generate(asked.system, asked.turns, True)
+        if has_ended and is_right(text, {"answer": list(asked.answers)}, messages(asked)):
+            thought, _, answer = text.partition("\n</think>\n\n")
+            same = replace(asked, thought=thought, answers=(answer,))
+            yield Pair(same, same)
+            num -= 1
+        if not num:
+            return
+
+
 def messages(example: Example) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in (("system", example.system), *example.turns)]
 
@@ -109,17 +126,17 @@ def prompt(example: Example) -> str:
     return f"{told}<|im_start|>assistant\n<think>\n"
 
 
-def held(num: int) -> list[Example]:
+def held(num: int, seed: int = SAMPLE_SEED) -> list[Example]:
     """The slang in wordings and values of no row."""
-    rng = random.Random(SAMPLE_SEED)
+    rng = random.Random(seed)
     return [_pair(rng, "held", is_slang=True).right for _ in range(num)]
 
 
-def general(num: int) -> list[Example]:
+def general(num: int, seed: int = SAMPLE_SEED) -> list[Example]:
     """kefu-mini's own held-out dialogues that need no tools, in both languages."""
 
     def made() -> Iterator[Example]:
-        for family in families(SAMPLE_SEED, "held", max_passages=5, size=2, tools_share=0.0):
+        for family in families(seed, "held", max_passages=5, size=2, tools_share=0.0):
             yield from (example for example in family if example.thought)
 
     return list(islice(made(), num))
