@@ -24,7 +24,7 @@ PASSWORD = "correct horse battery"
 SIZES = ({"width": 1280, "height": 800}, {"width": 390, "height": 844})
 RUN = """() => axe.run({ runOnly: ["wcag2a", "wcag2aa"], resultTypes: ["violations"] })
   .then(({ violations }) => violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html.slice(0, 150)}`)))"""
-TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter")
+TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter", "review")
 
 
 async def fill(database: Database) -> None:
