@@ -57,6 +57,8 @@ def test_pairs_are_judged_with_the_keyboard(browser: Browser, url: str, name: st
         readable(page)
         for left, key in ((3, "1"), (2, "2"), (1, "3")):
             expect(page.locator(".facts")).to_have_text(re.compile(rf"^\D*{left}\D"))
+            # Drawn by the last thing that the page's script does: it listens to keys by now.
+            expect(page.locator(".compared .text > p")).to_have_count(2)
             page.keyboard.press("r")
             page.keyboard.type("1 2")
             # What is typed judges nothing, and neither does Enter.
