@@ -51,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ("name", "options"), [("Li Wei", {}), ("Mei", {**PHONE, "color_scheme": "dark", "locale": "zh-CN"})], ids=["1280", "390-dark-zh"]
 )
 def test_pairs_are_judged_with_the_keyboard(browser: Browser, url: str, name: str, options: dict[str, object]) -> None:
-    with visit(browser, f"{url}/console/review", **options) as page:
+    with visit(browser, f"{url}/console/review", **options) as page:  # type: ignore[arg-type]
         sign_in(page, name)
         expect(page.locator(".compared")).to_be_visible()
         readable(page)
