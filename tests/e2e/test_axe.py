@@ -14,7 +14,7 @@ from feedback.database import Database
 from feedback.importers import by_hand
 from feedback.knowledge import Knowledge
 from feedback.pairs import Gates, make_rows
-from feedback.record import Citation, Conversation, Message, Record, new_id
+from feedback.record import Citation, Conversation, Message, Record, new_id, now_ms
 from feedback.review import Reviews
 from tests.conftest import MINI
 from tests.e2e.house import Kefu, kefu
@@ -42,7 +42,7 @@ async def fill(database: Database) -> None:
         opened.id, Message(new_id("msg"), "assistant", "30 days [1].", reply_to_id=question.id, citations=cited), made()
     )
     talk = worked_example()
-    await talk.keep(database)
+    await talk.keep(database, at_ms=now_ms())
     await Reviews(database).offer(list(make_rows(talk.chat(), Gates())))
     await Knowledge(database).save(by_hand("Returns", "Within 30 days.", ["how long"]))
 
