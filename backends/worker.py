@@ -134,7 +134,7 @@ class Worker:
         return Stats(
             num_waiting=len(scheduler.waiting),
             num_running=sum(seq.priority is Priority.ACTIVE for seq in scheduler.running),
-            num_idle=len(scheduler.idle),
+            num_idle=len(scheduler.idle) + sum(seq.priority is Priority.IDLE for seq in scheduler.running),
             cache=self._backend.cache_stats(),
             prompt_tokens_total=totals.prompt_tokens,
             cached_tokens_total=totals.cached_tokens,

@@ -14,7 +14,7 @@ from feedback.redact import Redactor, find
 from feedback.review import NUM_RATERS, Verdict, read_verdicts, regenerated
 from feedback.signals import weighed
 from feedback.similar import Groups, near_duplicates, normalised
-from feedback.tables import completion
+from feedback.tables import completion, pair
 
 VALID_SHARE = 0.1
 MAX_COPIES = 3
@@ -80,7 +80,15 @@ def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connect
     made: dict[str, Mapping[str, object]] = {
         row["id"]: dict(row) for row in connection.execute(select(completion)).mappings() if row["id"] in wanted
     }
-    return Snapshot(rows, read_verdicts(connection), made)
+    return Snapshot(rows, _on_these(connection, rows), made)
+
+
+def _on_these(connection: Connection, rows: Sequence[Row]) -> dict[str, list[Verdict]]:
+    """The verdicts by pair. What was approved is the answer that was shown; another that has taken its place since is not."""
+    shown = {row.id: row.chosen for row in connection.execute(select(pair.c.id, pair.c.chosen))}
+    changed = {row.id for row in rows if row.answer != shown.get(row.id)}
+    said = read_verdicts(connection)
+    return {name: [one for one in each if one == "bad" or name not in changed] for name, each in said.items()}
 
 
 def select_examples(snapshot: Snapshot, rules: Rules, step: Step = lambda name: None) -> Selection:

@@ -4,7 +4,6 @@ from collections import Counter, defaultdict, namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import sqrt
 from operator import attrgetter
 from typing import Literal
 
@@ -14,6 +13,7 @@ from sqlalchemy import Connection, Select, and_, func, select
 from feedback.database import Database
 from feedback.record import MUTE, now_ms
 from feedback.retrieval import FITS
+from feedback.statistics import wilson
 from feedback.tables import completion, conversation, handoff, message, retrieval, signal
 
 By = Literal["week", "adapter"]
@@ -99,15 +99,6 @@ class Insights:
         monday = now - (now - FIRST_MONDAY_MS) % WEEK_MS
         mondays = [monday - WEEK_MS * ago for ago in reversed(range(weeks))]
         return await self._database.read(lambda connection: _overview(connection, mondays, now, by))
-
-
-def wilson(num_hits: float, num: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (JASA 22, 1927): right for small counts and for shares near 0 and 1. (0, 1) for nothing seen."""
-    if not num:
-        return 0.0, 1.0
-    share, spread = num_hits / num, z * z / num
-    middle, half = share + spread / 2, z * sqrt(share * (1 - share) / num + spread / num / 4)
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
 
 
 def quantile(values: Sequence[float], q: float) -> Measure:

@@ -5,11 +5,11 @@ A row's prompt is what was on the screen up to that question, and nothing later:
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from sqlalchemy import Connection, and_, select
+from sqlalchemy import ColumnElement, Connection, and_, select, true
 
 from feedback.grams import terms
 from feedback.record import Message, newest_branch, read_messages
@@ -238,7 +238,7 @@ def read_chats(connection: Connection, weigh: Callable[[Connection], Iterable[We
             prob, tags = getattr(row, "prob", None), tuple(getattr(row, "tags", ()))
             found = Evidence(row.id, row.kind, row.value, one.weight, 1.0 if prob is None else float(prob), tags)
             signals.setdefault(row.completion_id, []).append(found)
-    passages = _passages(connection)
+    passages = read_passages(connection)
     chats = []
     for row in connection.execute(agreed).all():
         said = read_messages(connection, and_(message.c.conversation_id == row.id, message.c.role != "note"))
@@ -248,15 +248,20 @@ def read_chats(connection: Connection, weigh: Callable[[Connection], Iterable[We
     return chats
 
 
-def _passages(connection: Connection) -> dict[str, tuple[Passage, ...]]:
-    """What each answer saw: what it cites under its number, the rest in the free places, best first."""
+def read_passages(connection: Connection, of: Collection[str] | None = None) -> dict[str, tuple[Passage, ...]]:
+    """What each of these answers saw (None: every one): what it cites under its number, the rest in the free places, best first."""
+
+    def chosen(column: ColumnElement[str]) -> ColumnElement[bool]:
+        return true() if of is None else column.in_(of)
+
     cited = select(citation.c.completion_id, citation.c.number, citation.c.passage_id, citation.c.title, citation.c.text)
     found: dict[str, dict[int, Passage]] = {}
-    for completion_id, number, *words in connection.execute(cited):
+    for completion_id, number, *words in connection.execute(cited.where(chosen(citation.c.completion_id))):
         found.setdefault(completion_id, {})[number] = Passage(number, *words)
     joined = retrieval.join(passage, and_(passage.c.id == retrieval.c.passage_id, passage.c.version == retrieval.c.version))
     seen = select(retrieval.c.completion_id, passage.c.id, passage.c.title, passage.c.text).select_from(joined)
-    for completion_id, *words in connection.execute(seen.order_by(retrieval.c.completion_id, retrieval.c.rank)):
+    seen = seen.where(chosen(retrieval.c.completion_id)).order_by(retrieval.c.completion_id, retrieval.c.rank)
+    for completion_id, *words in connection.execute(seen):
         mine = found.setdefault(completion_id, {})
         if words[0] not in {each.id for each in mine.values()}:
             free = next(number for number in range(1, len(mine) + 2) if number not in mine)

@@ -1,21 +1,25 @@
 """The review queue: pairs that a person looks at before they train, two raters each, and how far raters agree."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, and_, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, exists, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from feedback.database import Database
-from feedback.pairs import Row
-from feedback.record import NotFound, now_ms
-from feedback.tables import completion, conversation, message, pair, review
+from feedback.pairs import Passage, Row, read_passages
+from feedback.record import Message, NotFound, newest_branch, now_ms, read_messages
+from feedback.tables import conversation, message, pair, review, signal
 
-Verdict = Literal["good", "bad"]
+# Whoever cannot tell has abstained: somebody else is asked in their place.
+Verdict = Literal["good", "bad", "unsure"]
 NUM_RATERS = 2
-# What a person can decide; the rest is decided.
-REVIEWABLE = (None, "unsure", "needs_regeneration")
+KEPT = ("id", "conversation_id", "rejected_id", "chosen", "chosen_ref", "origin", "problem")
+# Judged, a pair stays as it is: one whose answer has yet to be made or to be accepted waits for that first.
+_REVIEWABLE = and_(pair.c.chosen.is_not(None), pair.c.problem.is_(None) | (pair.c.problem == "unsure"))
+_UNMADE = and_(pair.c.chosen.is_(None), pair.c.problem == "needs_regeneration")
 
 
 class AlreadyRated(Exception):
@@ -23,17 +27,49 @@ class AlreadyRated(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """A signal on one of the answers that no later one takes back; `said` is the message that says it, `reason` why it does not count."""
+
+    completion_id: str
+    kind: str
+    value: float
+    prob: float | None
+    tags: list[str]
+    comment: str | None
+    reason: str | None
+    said: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
-    """A pair to judge. `chosen` None: only whether `rejected` deserves it can be judged."""
+    """A pair to judge: the screen `before` the question, both answers with the passages they were given, and what was heard of them."""
 
     id: str
     conversation_id: str
+    before: Sequence[Message]
     question: str
-    chosen: str | None
     rejected: str
+    rejected_id: str
+    rejected_passages: Sequence[Passage]
+    chosen: str
+    chosen_ref: str | None
+    chosen_passages: Sequence[Passage]
+    heard: Sequence[Heard]
     origin: str
-    strength: float
     problem: str | None
+
+    @property
+    def seen(self) -> str:
+        """Names what was shown: a verdict on it counts for nothing else."""
+        return _digest(self.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How many pairs wait for this rater, and how many for a better answer to be made."""
+
+    num_waiting: int
+    num_unmade: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +96,26 @@ class Reviews:
 
     async def next_for_review(self, rater: str) -> Waiting | None:
         """What this rater should look at next: first what another has judged already, then the strongest."""
-        votes = select(func.count()).where(review.c.pair_id == pair.c.id).scalar_subquery()
-        mine = exists().where(review.c.pair_id == pair.c.id, review.c.rater == rater)
-        shown = (pair.c.id, pair.c.conversation_id, message.c.text.label("question"), pair.c.chosen, completion.c.content.label("rejected"))
-        joined = pair.join(message, message.c.id == pair.c.question_id).join(completion, completion.c.id == pair.c.rejected_id)
-        joined = joined.join(conversation, conversation.c.id == pair.c.conversation_id)
-        wanted = select(*shown, pair.c.origin, pair.c.strength, pair.c.problem).select_from(joined)
-        open_ = and_(votes < NUM_RATERS, ~mine, conversation.c.consent_train, pair.c.problem.is_(None) | pair.c.problem.in_(REVIEWABLE[1:]))
-        first = wanted.where(open_).order_by(votes.desc(), pair.c.strength.desc(), pair.c.id).limit(1)
-        row = await self._database.read(lambda connection: connection.execute(first).mappings().first())
-        return Waiting(**row) if row else None
+        first = _agreed().where(_open_to(rater)).order_by(_num_decided().desc(), pair.c.strength.desc(), pair.c.id).limit(1)
 
-    async def judge(self, pair_id: str, rater: str, verdict: Verdict, reason: str | None = None) -> None:
-        """Keep a verdict. Raises NotFound, AlreadyRated."""
+        def work(connection: Connection) -> Waiting | None:
+            row = connection.execute(first).mappings().first()
+            return _waiting(connection, row) if row else None
+
+        return await self._database.read(work)
+
+    async def left(self, rater: str) -> Left:
+        """What is still to do."""
+        counts = [select(func.count()).select_from(_agreed().where(which).subquery()) for which in (_open_to(rater), _UNMADE)]
+        return await self._database.read(lambda connection: Left(*(connection.execute(count).scalar_one() for count in counts)))
+
+    async def judge(self, pair_id: str, seen: str, rater: str, verdict: Verdict, reason: str | None = None) -> None:
+        """Keep a verdict on a pair as it was `seen`. Raises NotFound, also when it is another by now, and AlreadyRated."""
         said = {"pair_id": pair_id, "rater": rater, "verdict": verdict, "reason": reason, "created_at_ms": self._clock()}
 
         def work(connection: Connection) -> None:
-            if connection.execute(select(pair.c.id).where(pair.c.id == pair_id)).first() is None:
+            chosen = connection.execute(select(pair.c.chosen).where(pair.c.id == pair_id)).scalar()
+            if chosen is None or _digest(chosen) != seen:
                 raise NotFound("no such pair")
             connection.execute(insert(review).values(**said))
 
@@ -90,8 +129,9 @@ class Reviews:
         return await self._database.read(read_verdicts)
 
     async def agreement(self) -> Agreement:
-        """Of the first two verdicts on every pair that has them."""
-        return agreement([(each[0], each[1]) for each in (await self.verdicts()).values() if len(each) >= NUM_RATERS])
+        """Of the first two who could tell, on every pair that has them."""
+        decided = [[one for one in each if one != "unsure"] for each in (await self.verdicts()).values()]
+        return agreement([(each[0], each[1]) for each in decided if len(each) >= NUM_RATERS])
 
 
 def agreement(judged: Sequence[tuple[Verdict, Verdict]]) -> Agreement:
@@ -116,6 +156,53 @@ def read_verdicts(connection: Connection) -> dict[str, list[Verdict]]:
     for row in connection.execute(select(review).order_by(review.c.seq)):
         said.setdefault(row.pair_id, []).append(row.verdict)
     return said
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _num_decided() -> ColumnElement[int]:
+    told = and_(review.c.pair_id == pair.c.id, review.c.verdict != "unsure")
+    return select(func.count()).where(told).correlate(pair).scalar_subquery()
+
+
+def _open_to(rater: str) -> ColumnElement[bool]:
+    mine = exists().where(review.c.pair_id == pair.c.id, review.c.rater == rater)
+    return and_(_REVIEWABLE, _num_decided() < NUM_RATERS, ~mine)
+
+
+def _agreed() -> Select[*tuple[object, ...]]:
+    """The pairs of those who let their words train."""
+    return select(pair).where(exists().where(conversation.c.id == pair.c.conversation_id, conversation.c.consent_train))
+
+
+def _waiting(connection: Connection, row: RowMapping) -> Waiting:
+    said = read_messages(connection, and_(message.c.conversation_id == row["conversation_id"], message.c.role != "note"))
+    asked = next(each for each in said if each.id == row["question_id"])
+    rejected = next(each.text for each in said if each.completion_id == row["rejected_id"])
+    *before, question = newest_branch(each for each in said if each.seq <= asked.seq)
+    # An answer that was made for the pair saw what the rejected one did.
+    chosen_by = row["rejected_id"] if row["origin"] == "regenerated" else row["chosen_ref"]
+    answers = [each for each in (row["rejected_id"], row["chosen_ref"]) if each]
+    seen = read_passages(connection, answers)
+    return Waiting(
+        **{name: row[name] for name in KEPT},
+        before=before,
+        question=question.text,
+        rejected=rejected,
+        rejected_passages=seen.get(row["rejected_id"], ()),
+        chosen_passages=seen.get(chosen_by, ()),
+        heard=_heard(connection, answers),
+    )
+
+
+def _heard(connection: Connection, answers: Sequence[str]) -> list[Heard]:
+    later = signal.alias("later")
+    columns = (*signal.c["completion_id", "kind", "value", "prob", "tags", "comment", "reason"], message.c.text.label("said"))
+    rows = select(*columns).select_from(signal.outerjoin(message, message.c.id == signal.c.source_message_id)).order_by(signal.c.seq)
+    meant = and_(signal.c.completion_id.in_(answers), signal.c.value != 0, ~exists().where(later.c.retracts_id == signal.c.id))
+    return [Heard(**row) for row in connection.execute(rows.where(meant)).mappings()]
 
 
 def _offer(connection: Connection, row: Row, now: int) -> bool:

@@ -9,7 +9,7 @@ Z95, Z80 = 1.96, 0.84
 RESAMPLES = 4000
 
 
-def wilson(num_hits: int, num: int, z: float = Z95) -> tuple[float, float]:
+def wilson(num_hits: float, num: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's interval of a share (JASA 22, 1927): right for small counts and for shares near 0 and 1. (0, 1) for nothing seen."""
     if not num:
         return 0.0, 1.0

@@ -341,7 +341,7 @@ review = Table(
     Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("pair_id", ForeignKey("pair.id"), nullable=False),
     Column("rater", String(100), nullable=False),
-    Column("verdict", String(16), nullable=False),  # good | bad
+    Column("verdict", String(16), nullable=False),  # good | bad | unsure
     Column("reason", Words),
     Column("created_at_ms", BigInteger, nullable=False),
     UniqueConstraint("pair_id", "rater"),

@@ -35,6 +35,7 @@ from feedback.knowledge import Knowledge
 from feedback.lookback import Lookback
 from feedback.record import Record
 from feedback.retention import Retention
+from feedback.review import Reviews
 from feedback.rounds import Rounds
 from feedback.signals import PROPENSITY, Signals
 from server.auth import KeyRing
@@ -70,6 +71,7 @@ from server.routes.knowledge import knowledge_router
 from server.routes.openai import openai_router
 from server.routes.pages import pages_router
 from server.routes.policy import policy_router
+from server.routes.review import review_router
 from server.routes.widget import widget_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
 
@@ -141,6 +143,7 @@ def create_app(
         knowledge_router(console, articles, gaps, knowledge, settings.server.max_body_bytes),
         policy_router(console, settings, knowledge, chat),
         insights_router(console, Insights(database)),
+        review_router(console, Reviews(database)),
         console_router(console, Conversations(database), settings),
     ):
         asgi.include_router(router)

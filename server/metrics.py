@@ -93,6 +93,7 @@ class _EngineCollector:
         stats = numbers.stats
         if stats is None:
             return
+        yield GaugeMetricFamily("kefu_num_warmups", "Prompts to be computed ahead when nothing else is.", stats.num_idle)
         yield GaugeMetricFamily("kefu_kv_tokens", "KV room in tokens.", stats.cache.num_kv_tokens)
         yield GaugeMetricFamily("kefu_kv_tokens_used", "KV room in use or kept as prefixes.", stats.cache.num_used)
         yield CounterMetricFamily("kefu_prefix_evictions", "Kept prefixes given up for room.", stats.cache.num_evicted)

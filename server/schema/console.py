@@ -9,6 +9,7 @@ from backends.mini.shop import Language
 from feedback.accounts import MAX_NAME_CHARS
 from feedback.credentials import MAX_PASSWORD_CHARS, Role
 from feedback.importers import MAX_TITLE_CHARS
+from feedback.review import Verdict
 from server.schema.desk import Request, not_blank
 
 Password = Annotated[str, Field(max_length=MAX_PASSWORD_CHARS)]
@@ -76,3 +77,12 @@ class AgentRequest(Request):
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS), AfterValidator(not_blank)]
     role: Role
     action: Literal["add", "role", "password", "disable", "enable"]
+
+
+class ReviewRequest(Request):
+    """A verdict on a pair as it was shown."""
+
+    pair_id: Annotated[str, Field(max_length=40)]
+    seen: Annotated[str, Field(max_length=16)]
+    verdict: Verdict
+    reason: Annotated[str, Field(max_length=500)] = ""

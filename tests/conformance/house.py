@@ -109,4 +109,7 @@ def opened(kind: str, model: str, folder: Path) -> Iterator[House]:
         door = relaying(f"{engine.url}/v1", folder / "door") if kind == "upstream" else httpx.Client(base_url=engine.url)
         with door as http:
             until(lambda: http.get("/health/ready").status_code == 200)
+            # The desk's own persona all but fills the small house: until it is computed it pushes out what a test has just said.
+            until(lambda: engine.metric("kefu_engine_up") == 1, 30)
+            until(lambda: engine.metric("kefu_kv_tokens_used") > 0 == engine.metric("kefu_num_warmups"), 30)
             yield House(http, engine, num_kv_tokens, num_users, num_chats, endless)

@@ -13,10 +13,13 @@ from feedback.accounts import Accounts
 from feedback.database import Database
 from feedback.importers import by_hand
 from feedback.knowledge import Knowledge
-from feedback.record import Citation, Conversation, Message, Record, new_id
+from feedback.pairs import Gates, make_rows
+from feedback.record import Citation, Conversation, Message, Record, new_id, now_ms
+from feedback.review import Reviews
 from tests.conftest import MINI
 from tests.e2e.house import Kefu, kefu
 from tests.feedback.conftest import made
+from tests.feedback.shopper import worked_example
 from tests.web.browser import chromium
 
 pytestmark = pytest.mark.e2e
@@ -24,7 +27,7 @@ PASSWORD = "correct horse battery"
 SIZES = ({"width": 1280, "height": 800}, {"width": 390, "height": 844})
 RUN = """() => axe.run({ runOnly: ["wcag2a", "wcag2aa"], resultTypes: ["violations"] })
   .then(({ violations }) => violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html.slice(0, 150)}`)))"""
-TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter")
+TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter", "review")
 
 
 async def fill(database: Database) -> None:
@@ -38,6 +41,9 @@ async def fill(database: Database) -> None:
     await record.add_message(
         opened.id, Message(new_id("msg"), "assistant", "30 days [1].", reply_to_id=question.id, citations=cited), made()
     )
+    talk = worked_example()
+    await talk.keep(database, at_ms=now_ms())
+    await Reviews(database).offer(list(make_rows(talk.chat(), Gates())))
     await Knowledge(database).save(by_hand("Returns", "Within 30 days.", ["how long"]))
 
 
@@ -91,11 +97,12 @@ def test_no_page_breaks_a_rule(browser: Browser, server: Kefu) -> None:
     page.fill("#name", "Ann")
     page.fill("#password", PASSWORD)
     page.keyboard.press("Enter")
-    expect(page.locator(".row")).to_have_count(1, timeout=20_000)
+    expect(page.locator(".row")).to_have_count(2, timeout=20_000)
     for path in TEAM:
         page.goto(f"{server.url}/console/{path}")
         expect(page.locator("h1")).to_be_visible()
         found += broken(page)
+    expect(page.locator(".compared")).to_be_visible()
     page.goto(f"{server.url}/console/policy")
     page.fill("#answer", "Within 999 days.")
     page.locator("[formaction]").click()

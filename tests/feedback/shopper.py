@@ -52,10 +52,10 @@ class Talk:
         self.said.append(said)
         return said
 
-    async def keep(self, database: Database, consent_train: bool = True) -> None:
+    async def keep(self, database: Database, consent_train: bool = True, at_ms: int = 1) -> None:
         """Put it on disk, with what the answers cite."""
         record, conversation_id = Record(database), f"conv_{self.name}"
-        await record.add_conversation(Conversation(conversation_id, self.visitor_id, self.language, consent_train, created_at_ms=1))
+        await record.add_conversation(Conversation(conversation_id, self.visitor_id, self.language, consent_train, created_at_ms=at_ms))
         for each in self.said:
             cited = tuple(Citation(one.number, one.id, one.title, one.text) for one in PASSAGES)
             how = made(id=each.completion_id, content=each.text) if each.completion_id else None

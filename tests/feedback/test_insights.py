@@ -8,9 +8,10 @@ from sqlalchemy import text
 
 from feedback.database import Database
 from feedback.inbox import Inbox, Move
-from feedback.insights import DAY_MS, MIN_NUM, WEEK_MS, Insights, Measure, Slice, _queries, quantile, wilson
+from feedback.insights import DAY_MS, MIN_NUM, WEEK_MS, Insights, Measure, Slice, _queries, quantile
 from feedback.record import Conversation, Message, Record, Retrieved, new_id
 from feedback.signals import Csat, Signals, Thumb
+from feedback.statistics import wilson
 from tests.feedback.conftest import Clock, made
 from tests.feedback.eight_weeks import seed
 

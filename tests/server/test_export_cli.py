@@ -59,7 +59,7 @@ def approve(tmp_path: Path) -> None:
         for rater in ("ann", "bob"):
             waiting = await reviews.next_for_review(rater)
             assert waiting is not None
-            await reviews.judge(waiting.id, rater, "good")
+            await reviews.judge(waiting.id, waiting.seen, rater, "good")
 
     database = Database.in_folder(tmp_path / "data")
     reviews = Reviews(database)

@@ -15,11 +15,13 @@ def test_the_switch_is_off_comes_with_a_conversation_and_is_the_same_after_a_rel
     finished(page)
     expect(switch).not_to_be_checked()
     switch.focus()
-    page.keyboard.press("Space")
+    with page.expect_response("**/consent"):
+        page.keyboard.press("Space")
     expect(switch).to_be_checked()
     page.reload()
     expect(switch).to_be_checked()
-    switch.uncheck()
+    with page.expect_response("**/consent"):
+        switch.uncheck()
     assert desk.said_of_training == [("conv_1", True), ("conv_1", False)]
     page.click("#start-over")
     finished(page)
@@ -33,6 +35,7 @@ def test_what_was_not_kept_is_not_shown_as_kept(page: Page, desk: Desk) -> None:
     switch.click()
     expect(page.locator("#notice")).to_be_visible()
     expect(switch).not_to_be_checked()
-    switch.check()
+    with page.expect_response("**/consent"):
+        switch.check()
     expect(switch).to_be_checked()
     assert desk.said_of_training == [("conv_1", True)]

@@ -24,6 +24,7 @@ PREFIXES = (
     "console_inbox_",
     "console_check_",
     "console_insights_",
+    "console_review_",
 )
 DEMO = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "i18n" / "demo").glob("*.json")}
 

@@ -3,26 +3,22 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from server.desk.turn import Done
 from tests.backends.mini.test_fuzz import conversations
-from tests.server.desk.test_with_engine import House
+from tests.server.desk.test_with_engine import House, living
 
 AT_ONCE = 4
 LOOP = re.compile(r"(.{3,80}?)\1{7}", re.DOTALL)
 
 
 @pytest.fixture
-async def house(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    house = House(model_path, tmp_path_factory.mktemp("fuzz") / "data")
-    await house.supervisor.start()
-    await house.is_up()
-    yield house
-    await house.desk.close()
-    await house.supervisor.stop()
-    house.database.close()
+async def house(model_path: str, tmp_path: Path) -> AsyncIterator[House]:
+    async with living(model_path, tmp_path / "data") as house:
+        yield house
 
 
 @pytest.mark.anyio

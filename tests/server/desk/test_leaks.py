@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from server.desk.policy import Policy
 from server.desk.policy_file import DEMO, load_policy
 from server.desk.turn import Delta, Done
 from tests.server.desk.leaks import attempts, obedient
-from tests.server.desk.test_with_engine import House
+from tests.server.desk.test_with_engine import House, living
 
 POLICIES = {language: Policy.of(load_shop(language), language, terms) for language, terms in load_policy(DEMO).items()}
 PERSONAS = {language: policy.system.split("\n")[0] for language, policy in POLICIES.items()}
@@ -38,14 +39,9 @@ def test_the_shop_s_own_passages_leak_nothing(language: str) -> None:
 
 
 @pytest.fixture
-async def house(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    house = House(model_path, tmp_path_factory.mktemp("leaks") / "data")
-    await house.supervisor.start()
-    await house.is_up()
-    yield house
-    await house.desk.close()
-    await house.supervisor.stop()
-    house.database.close()
+async def house(model_path: str, tmp_path: Path) -> AsyncIterator[House]:
+    async with living(model_path, tmp_path / "data") as house:
+        yield house
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import date
 from pathlib import Path
 
@@ -77,15 +78,22 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-async def house(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    house = House(model_path, tmp_path_factory.mktemp("house") / "data")
+@asynccontextmanager
+async def living(model_path: str, data_dir: Path) -> AsyncIterator[House]:
+    """A house with its engine up."""
+    house = House(model_path, data_dir)
     await house.supervisor.start()
     await house.is_up()
     yield house
     await house.desk.close()
     await house.supervisor.stop()
     house.database.close()
+
+
+@pytest.fixture(scope="module")
+async def house(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+    async with living(model_path, tmp_path_factory.mktemp("house") / "data") as house:
+        yield house
 
 
 async def test_a_conversation_is_answered_kept_and_never_computed_twice(house: House) -> None:

@@ -41,7 +41,7 @@ export function listenToKeys() {
       if (event.key === "Escape") event.target.blur();
       return;
     }
-    if (MOVES[event.key] ? MOVES[event.key]() : event.key.length === 1 && press(event.key)) event.preventDefault();
+    if (MOVES[event.key] ? MOVES[event.key]() : event.key.length === 1 && !event.repeat && press(event.key)) event.preventDefault();
   });
   document.getElementById(location.hash.slice(1))?.closest("[data-row]")?.focus();
 }
