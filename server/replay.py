@@ -124,7 +124,7 @@ def compare(cases: Sequence[Case], before: Sequence[Said], after: Sequence[Said]
     rights = [[is_right(said.text, case.row, case.prompt) for said, case in zip(side, cases, strict=True)] for side in (before, after)]
     shares = [(mean(right), *wilson(sum(right), len(right))) for right in rights]
     lengths = [sum(len(said.text) for said in side) for side in (before, after)]
-    difference = (shares[1][0] - shares[0][0], *paired_difference(rights[0], rights[1]))
+    difference = ((sum(rights[1]) - sum(rights[0])) / len(cases), *paired_difference(rights[0], rights[1]))
     ms = (median(said.ms for said in before), median(said.ms for said in after))
     judged = _judged(cases, before, after, judge) if judge else None
     return Compared(len(cases), shares[0], shares[1], difference, lengths[1] / max(1, lengths[0]), ms, judged)
