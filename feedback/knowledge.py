@@ -15,6 +15,10 @@ from feedback.tables import article, passage
 BY_HAND = "console"
 
 
+class Outdated(Exception):
+    """What was edited is not what is there now: saving it would undo what somebody else did."""
+
+
 @dataclass(frozen=True, slots=True)
 class Passage:
     """A piece of an article that can be cited. `questions` are what customers ask that it answers; `version` is a hash of the rest."""
@@ -103,14 +107,20 @@ class Knowledge:
 
         await self._database.write(work)
 
-    async def save(self, draft: Draft, replaces_id: str = "") -> str:
-        """Keep one article, in place of another where that is named; its id. Others of its source and title stay. Raises NotFound."""
+    async def save(self, draft: Draft, replaces_id: str = "", version: str = "") -> str:
+        """Keep one article, in place of another where that is named; its id. Others of its source and title stay.
+
+        Raises NotFound, and Outdated where the other one is no longer the `version` that was edited.
+        """
 
         def work(connection: Connection) -> str:
-            now, live = self._clock(), select(article.c.id, article.c.source).where(~article.c.deleted)
-            sources = {row.id: row.source for row in connection.execute(live)}
-            if replaces_id and replaces_id not in sources:
+            now, live = self._clock(), select(*article.c["id", "source", "version"]).where(~article.c.deleted)
+            known = {row.id: row for row in connection.execute(live)}
+            sources = {row.id: row.source for row in known.values()}
+            if replaces_id and replaces_id not in known:
                 raise NotFound("no such article")
+            if replaces_id and known[replaces_id].version != version:
+                raise Outdated("somebody else has saved this article since it was opened")
             others = set(sources) - {replaces_id}
             tally = Tally(_seen=set(others))
             _keep(connection, sources.get(replaces_id, BY_HAND), draft, tally, now)

@@ -145,6 +145,11 @@ def thanks(text: str) -> bool:
     return "gratitude" in _cues(text) and not re.match(r"no\b|不", plain(text))
 
 
+def is_courtesy(text: str) -> bool:
+    """Does a turn say no more than hello, thanks or goodbye?"""
+    return bool({"greeting", "closing"} & _cues(text))
+
+
 def gate(turn: Turn) -> Verdict | None:
     """What is never a question asked again, whatever it resembles."""
     cues = _cues(turn.text)

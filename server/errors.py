@@ -16,6 +16,7 @@ from feedback.credentials import AccountError, BadPassword, WrongPassword
 from feedback.database import RecordUnavailable
 from feedback.importers import ImportRefused
 from feedback.inbox import StateChanged
+from feedback.knowledge import Outdated
 from feedback.review import AlreadyRated
 from feedback.signals import KeyReused
 
@@ -113,6 +114,7 @@ STATUS: dict[type[Exception], Row] = {
     KeyReused: Row(409, _REQUEST, "idempotency_key_reused"),
     StateChanged: Row(409, _REQUEST, "state_changed"),
     AlreadyRated: Row(409, _REQUEST, "already_rated"),
+    Outdated: Row(409, _REQUEST, "outdated"),
     ConversationClosed: Row(409, _REQUEST, "conversation_closed"),
     HeadersTooLarge: Row(431, _REQUEST, "headers_too_large"),
     EngineBusy: Row(503, _SERVER, "queue_full"),

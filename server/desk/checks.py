@@ -15,7 +15,7 @@ from server.desk.promises import SENTENCE_END, claims, is_negated, promises
 from server.desk.quantities import Kind, Quantity, narrow, read
 from server.language import HAN, LATIN_WORD
 
-Check = Kind | Literal["promise", "leak", "language", "length", "must_not_say", "loop"]
+Check = Kind | Literal["promise", "leak", "language", "length", "must_not_say", "loop", "repeat"]
 
 # An answer leaks when it shares this many runs of so many words (English) or characters (Chinese) with the secret text.
 LEAK_EN, LEAK_ZH = (4, 5), (6, 8)
@@ -72,13 +72,14 @@ class Known:
 class Evidence:
     """What an answer may rest on: what the shop states (passages, facts), what its policy promises, what tools told, what was said before.
 
-    What was said, by the customer above all, may be quoted; it promises nothing.
+    What was said, by the customer above all, may be quoted; it promises nothing. `answers` are those that another must not be the same as.
     """
 
     stated: tuple[str, ...]
     promised: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @cached_property
     def known(self) -> Known:
@@ -228,6 +229,19 @@ def check_loop(answer: str) -> list[Violation]:
     """The same words six times on end: the model is caught in a loop, which the engine cuts short."""
     hit = _LOOP.search(answer)
     return [Violation("loop", hit.span(), "goes round in a loop")] if hit else []
+
+
+def check_repeat(answer: str, evidence: Evidence) -> list[Violation]:
+    """The whole answer over again, with no source that would make it worth it: the customer has read it and is not helped."""
+    said = _letters(answer)
+    is_sourced = evidence.tools or re.search(r"\[\d", answer)
+    if not said or is_sourced or all(said != _letters(earlier) for earlier in evidence.answers):
+        return []
+    return [Violation("repeat", (0, len(answer)), "says what was just said, and rests on nothing")]
+
+
+def _letters(text: str) -> str:
+    return "".join(re.findall(r"\w", text.casefold()))
 
 
 @lru_cache(maxsize=256)

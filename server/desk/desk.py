@@ -21,7 +21,7 @@ from server.desk.policy import CitationFilter, Policies, Policy
 from server.desk.tool import TOO_LONG, Caller
 from server.desk.tools import KEPT, NO, OUTCOME, YES, Confirm, DeskTools, Toolbox, steps
 from server.desk.turn import Brief, Event, Turn, follow, hold, replay
-from server.desk.window import Exchange, find, language_of, later, num_chars, since_agent, turns_of
+from server.desk.window import Exchange, find, language_of, last_answers, later, num_chars, since_agent, turns_of
 from server.errors import InvalidRequest, RequestError, TooManyRequests
 from server.settings import DeskSettings
 
@@ -345,7 +345,7 @@ class Desk:
                 await self.on_check_failed(conversation, asked)
             return kept if is_stored else replace(kept, completion_id=None)
 
-        evidence = policy.evidence(message.text for message in said)
+        evidence = policy.evidence((message.text for message in said), answers=last_answers(said))
         again = partial(self._job, conversation.id, prompt)
         brief = Brief(policy, evidence, asked.text, spec, lambda calls: self._chat.open(again(calls)), box, before)
         return Turn(stream, brief, keep, self._wait_s)

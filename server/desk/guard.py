@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from backends.mini.shop import Language
-from server.desk.checks import Evidence, Rules, Violation, check, check_leak, check_length, check_loop
+from server.desk.checks import Evidence, Rules, Violation, check, check_leak, check_length, check_loop, check_repeat
 
 # A full stop ends a sentence once a space follows; the one of "1. " and of "No. 5" ends none.
 _END = re.compile(r"(?<!\n\d\.)(?<!\n\d\d\.)(?<!^\d\.)(?<!\bNo\.)(?<=[.!?…])[\"”')]*\s|[。！？；…]+[”」）]*|\n")
@@ -34,7 +34,9 @@ class Guard:
     def flush(self) -> str:
         """The rest, when it passes: the answer is over."""
         rest, self._held = self._held, ""
-        return self._pass(rest) if rest and not self.violations else ""
+        released = self._pass(rest) if rest and not self.violations else ""
+        self.violations = self.violations or check_repeat(self._passed, self._evidence)
+        return "" if self.violations else released
 
     def _pass(self, sentence: str) -> str:
         """Numbers and promises are a sentence's own; what leaks or grows too long shows in the whole."""

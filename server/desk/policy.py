@@ -45,11 +45,11 @@ class Policy:
         version, rules = (terms.version, terms.rules) if terms else (_sha256(shop.persona), Rules(secrets=(shop.persona,)))
         return cls(language, system_message(shop, language), shop.passages, version, _sha256(knowledge), rules, terms)
 
-    def evidence(self, said: Iterable[str], tools: Iterable[str] = ()) -> Evidence:
-        """What an answer may rest on when this was `said` in the conversation and `tools` have told that."""
+    def evidence(self, said: Iterable[str], tools: Iterable[str] = (), answers: Iterable[str] = ()) -> Evidence:
+        """What an answer may rest on when this was `said` in the conversation and `tools` have told that; it is to be none of `answers`."""
         stated = (f"{passage.title}: {passage.text}" for passage in self.passages)
         facts, promises = (self.terms.facts, self.terms.promises) if self.terms else ((), ())
-        return Evidence((*stated, *facts), promises, tuple(tools), tuple(said))
+        return Evidence((*stated, *facts), promises, tuple(tools), tuple(said), tuple(answers))
 
     def completed(self, answer: str, question: str) -> str:
         """The answer with what the policy wants said to such a question."""

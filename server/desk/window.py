@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from backends.mini.shop import Language
 from feedback.record import Message, NotFound, Role
+from feedback.rephrase import is_courtesy
 from server.chat.service import ChatMessage
 from server.language import detect_language
 
@@ -50,6 +51,13 @@ def turns_of(said: list[Message]) -> list[Exchange]:
             turns[-1] = (question, replace(answer, content=f"{answer.content}\n{message.text}"))
     turns.append((ChatMessage("user", "\n".join(open_questions)),))
     return turns
+
+
+def last_answers(said: list[Message]) -> list[str]:
+    """The bot's last two answers, which are not to be said again; none where the customer greets or thanks, as that is answered alike."""
+    if is_courtesy(said[-1].text):
+        return []
+    return [message.text for message in said if message.role == "assistant"][-2:]
 
 
 def later(turns: list[Exchange], first: int, num_excess_chars: float) -> int:

@@ -80,7 +80,7 @@ def _add_articles(router: APIRouter, console: Console, knowledge: Knowledge, gap
     @router.post("/knowledge")
     async def save(me: Me, sent: Annotated[ArticleRequest, Depends(body(ArticleRequest))]) -> dict[str, str]:
         draft = await asyncio.to_thread(by_hand, sent.title, sent.text, sent.questions.splitlines())
-        saved_id = await knowledge.save(draft, sent.replaces)
+        saved_id = await knowledge.save(draft, sent.replaces, sent.version)
         await console.audit.write(me.name, "article_saved", saved_id, {"replaces": sent.replaces})
         return {"location": f"{HOME}/{saved_id}"}
 

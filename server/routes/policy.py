@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from backends.protocol import EngineError
 from feedback.database import RecordUnavailable
+from feedback.knowledge import Outdated
 from server.body import body
 from server.chat.service import ChatMessage, ChatService
 from server.console.console import ROOT, Console, Me
@@ -43,6 +44,8 @@ def _add_page(router: APIRouter, console: Console, store: PolicyStore, knowledge
 
     @router.post("/policy")
     async def save(me: Me, sent: Sent) -> dict[str, str]:
+        if sent.edited != knowledge.terms["en"].version:
+            raise Outdated("somebody else has put a policy in force since this one was opened")
         try:
             terms = await asyncio.to_thread(store.save, sent.content)
         except OSError as error:

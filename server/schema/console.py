@@ -46,12 +46,13 @@ class Filters(BaseModel):
 
 
 class ArticleRequest(Request):
-    """An article as it was typed, in place of the article `replaces`; one example question a line."""
+    """An article as it was typed, in place of the article `replaces` as it was in `version`; one example question a line."""
 
     title: Annotated[str, Field(max_length=MAX_TITLE_CHARS, pattern=r"^[^\r\n]*$"), AfterValidator(not_blank)]
     text: Annotated[str, Field(max_length=200_000), AfterValidator(not_blank)]
     questions: Annotated[str, Field(max_length=50_000)] = ""
     replaces: Annotated[str, Field(max_length=40)] = ""
+    version: Annotated[str, Field(max_length=64)] = ""
 
 
 class ImportRequest(Request):
@@ -62,9 +63,10 @@ class ImportRequest(Request):
 
 
 class PolicyRequest(Request):
-    """A policy file; an answer to check against it; which of the tests to put to the model."""
+    """A policy file that comes after the version `edited`; an answer to check against it; which of the tests to put to the model."""
 
     content: Annotated[str, Field(max_length=300_000)]
+    edited: Annotated[str, Field(max_length=64)] = ""
     language: Language = "en"
     question: Annotated[str, Field(max_length=4000)] = ""
     answer: Annotated[str, Field(max_length=20_000)] = ""

@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from feedback.database import Database
 from feedback.gaps import Gap, Gaps
-from feedback.knowledge import Draft, Knowledge, Piece
+from feedback.knowledge import Draft, Knowledge, Outdated, Piece
 from feedback.record import Citation, Conversation, Message, NotFound, Record, Retrieved, new_id
 from feedback.tables import passage, retrieval
 from tests.feedback.conftest import Clock, made
@@ -129,13 +129,16 @@ async def test_what_people_answered_is_one_suggestion_a_question(database: Datab
 async def test_an_article_is_saved_in_place_of_another_and_leaves_the_rest_of_its_file(knowledge: Knowledge) -> None:
     await knowledge.put("a.csv", [draft("Why?", "So."), draft("Why?", "Because."), draft("When?", "Now.")])
     one = next(each for each in await knowledge.articles() if each.title == "When?")
-    assert await knowledge.save(draft("When?", "Later."), one.id) == one.id
-    moved = await knowledge.save(draft("Why?", "Later."), one.id)
+    assert await knowledge.save(draft("When?", "Later."), one.id, one.version) == one.id
+    with pytest.raises(Outdated):
+        await knowledge.save(draft("When?", "Never."), one.id, one.version)
+    newer, _ = await knowledge.article(one.id)
+    moved = await knowledge.save(draft("Why?", "Later."), one.id, newer.version)
     assert moved != one.id
     assert sorted(each.text for each in await knowledge.passages()) == ["Because.", "Later.", "So."]
     assert {each.source for each in await knowledge.articles()} == {"a.csv"}
     with pytest.raises(NotFound):
-        await knowledge.save(draft("When?", "Never."), one.id)
+        await knowledge.save(draft("When?", "Never."), one.id, newer.version)
     first, second = [await knowledge.save(draft("New", text)) for text in ("One.", "Two.")]
     assert first != second and (await knowledge.article(second))[1][0].text == "Two."
     with pytest.raises(NotFound):

@@ -99,3 +99,27 @@ async def test_earlier_answers_may_be_quoted(chat: ScriptedChat, customer: Custo
     await customer.ask("Where is order A-777?")
     chat.script = ("Order A-777 it is.",)
     assert answer_in(await customer.ask("Yes.")).text == "Order A-777 it is."
+
+
+async def test_the_same_regret_twice_is_asked_for_once_more_and_then_a_person_is_offered(
+    chat: ScriptedChat, customer: Customer, database: Database
+) -> None:
+    chat.script = ("I can't find that. ", "Could you check the number?")
+    first = answer_in(await customer.ask("Where is my order?"))
+    assert first.text == "I can't find that. Could you check the number?"
+    events = await customer.ask("Can I pay in cash?")
+    assert answer_in(events).text == said_in(events) == OFFER["en"]
+    assert [row["violations"] for row in await completions(database) if row["status"] == "rejected"] == [
+        [{"kind": "repeat", "text": first.text, "detail": "says what was just said, and rests on nothing"}]
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "questions"),
+    [("You're welcome!", ("thanks", "thank you very much")), ("30 days [1].", ("How long?", "And for tea?")), ("你好！", ("你好", "您好"))],
+)
+async def test_thanks_and_what_has_a_source_may_be_said_again(
+    chat: ScriptedChat, customer: Customer, script: str, questions: tuple[str, ...]
+) -> None:
+    chat.script = (script,)
+    assert [answer_in(await customer.ask(question)).text for question in questions] == [script] * 2

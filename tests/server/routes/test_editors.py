@@ -128,7 +128,10 @@ async def test_from_nothing_to_an_article_that_is_found_and_back(editor: Person,
     found = await editor.see("knowledge?ask=do+you+repair+a+kettle")
     assert found.index("We repair every kettle") < found.index("Lids too.") and re.search(r"\d\.\d\d · Repairs", found)
     article_id = place.removeprefix("knowledge/")
-    moved = await editor.send("knowledge", title="Mending", text="We mend.", replaces=article_id)
+    version = (await Knowledge(database).articles())[0].version
+    stale = await editor.send("knowledge", title="Mending", text="We mend.", replaces=article_id, version="0" * 64)
+    assert (stale.status_code, stale.json()["error"]["code"]) == (409, "outdated")
+    moved = await editor.send("knowledge", title="Mending", text="We mend.", replaces=article_id, version=version)
     assert (await editor.http.get(f"/console/{place}", headers=HTML)).status_code == 404
     assert (await editor.send("knowledge", title="Mending", text="x", replaces=article_id)).status_code == 404
     assert (await editor.send(f"{moved.json()['location'].removeprefix('/console/')}/delete")).status_code == 200
@@ -197,16 +200,22 @@ async def test_a_policy_is_changed_without_a_restart_and_comes_back_after_one(
     new = old.replace("Be polite, right and brief.", "Be polite, right and brief. Say <b>moo</b>.").replace(
         '{ en = ["bot"]', '{ en = ["robot"]'
     )
-    wrong = await editor.send("policy", content=new.replace("zh = 400", "zh = 4"))
+    stale = await editor.send("policy", content=new, edited="0" * 64)
+    assert (stale.status_code, stale.json()["error"]["code"]) == (409, "outdated")
+
+    async def saved(content: str) -> httpx.Response:
+        return await editor.send("policy", content=content, edited=desk.terms["en"].version)
+
+    wrong = await saved(new.replace("zh = 400", "zh = 4"))
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "bad_policy") and "line 12" in wrong.json()["error"]["message"]
     assert store.saved() == [] and desk.terms["en"].version == load_policy(DEMO)["en"].version
-    assert (await editor.send("policy", content=new)).status_code == 200
+    assert (await saved(new)).status_code == 200
     assert "moo" in (await desk.preview("en", "Hello", desk.terms["en"])).system
-    assert (await editor.send("policy", content=new)).status_code == 200
+    assert (await saved(new)).status_code == 200
     assert desk._shops["en"].greeting.count("I am a bot.") == 1
     assert load_policy(PolicyStore(settings).path)["en"].version == desk.terms["en"].version
     assert "&lt;b&gt;moo&lt;/b&gt;" in await editor.see("policy")
-    assert (await editor.send("policy", content=old)).status_code == 200 and len(store.saved()) == 2
+    assert (await saved(old)).status_code == 200 and len(store.saved()) == 2
     version = next(version for version, _ in store.saved() if version != desk.terms["en"].version)
     assert "moo" in await editor.see(f"policy?version={version}")
     assert (await editor.http.get(f"/console/policy?version={'0' * 64}", headers=HTML)).status_code == 404

@@ -6,7 +6,7 @@ import { say } from "../helpers/strings.js";
 const TELLING = ["import_refused", "bad_policy"];
 const KNOWN = [
   ...["wrong_password", "bad_password", "rate_limit_exceeded", "not_signed_in", "csrf", "role_needed", "state_changed", "nothing_to_answer"],
-  ...["bad_account", "own_account", "body_too_large", "not_found", "already_rated", ...TELLING],
+  ...["bad_account", "own_account", "body_too_large", "not_found", "already_rated", "outdated", ...TELLING],
 ];
 const WORDED_CHECKS = ["promise", "leak", "language", "length", "must_not_say", "loop"];
 const box = document.getElementById("problem");
