@@ -193,6 +193,8 @@ class Turn:
         self._stream = stream
         self._filter = CitationFilter(self._brief.policy)
         evidence = self._brief.resting_on((*self._brief.decided, *self._calls))
+        # Saying it again is worth one more try, not a person: two questions may well have the same honest "no".
+        evidence = replace(evidence, answers=() if self._num_rejected else evidence.answers)
         self._guard = Guard(evidence, self._brief.policy.rules, self._brief.policy.language)
 
     async def _attempt(self) -> bool:
@@ -206,12 +208,16 @@ class Turn:
     def _begin_again(self) -> bool:
         """Put the failed attempt aside and ask once more; False when that was the last one, or the engine has no room for another."""
         self._others.append(self._completion("rejected", shown=False))
-        if sum(other.status == "rejected" for other in self._others) < MAX_ATTEMPTS:
+        if self._num_rejected < MAX_ATTEMPTS:
             with contextlib.suppress(EngineBusy, EngineDown):
                 self._begin(self._brief.open((*self._brief.decided, *self._calls)))
                 self._forget()
                 return True
         return False
+
+    @property
+    def _num_rejected(self) -> int:
+        return sum(other.status == "rejected" for other in self._others)
 
     def _called(self) -> Call | None:
         """The call that was made instead of an answer."""
