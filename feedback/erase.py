@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, f
 
 from feedback.audit import Audit
 from feedback.database import Database
+from feedback.evaluation import forget_changes
 from feedback.record import NotFound, now_ms
 from feedback.rounds import Rounds
 from feedback.tables import audit, conversation, metadata, visitor
@@ -124,6 +125,7 @@ class Eraser:
             await self._retire(export)
         for export in exports:
             await asyncio.to_thread(shutil.rmtree, export)
+        forget_changes(self._data_dir)
         theirs = and_(conversation.c.visitor_id == visitor_id, conversation.c.created_at_ms <= until_ms)
 
         def work(connection: Connection) -> dict[str, int]:

@@ -72,6 +72,7 @@ from server.routes.openai import openai_router
 from server.routes.pages import pages_router
 from server.routes.policy import policy_router
 from server.routes.review import review_router
+from server.routes.rounds import rounds_router
 from server.routes.widget import widget_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
 
@@ -144,6 +145,7 @@ def create_app(
         policy_router(console, settings, knowledge, chat),
         insights_router(console, Insights(database)),
         review_router(console, Reviews(database)),
+        rounds_router(console, Rounds(database), settings.data_dir),
         console_router(console, Conversations(database), settings),
     ):
         asgi.include_router(router)

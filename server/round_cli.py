@@ -17,12 +17,14 @@ from rich.table import Table
 
 from backends.adapter import AdapterRegistry, file_digest
 from backends.fit import this_machine
+from feedback.evaluation import Metrics, objections, write_changes
 from feedback.training.job import Job, Method, RoundRefused, TrainingFailed, train, trainer_here
 from feedback.training.rows import snapshot_sha256, too_few
 from server.agent_cli import ACTOR, HEAD_FILE
 from server.models import choose
-from server.replay import Metrics, evaluate_round, objections, read_cases
+from server.replay import evaluate_round, read_cases
 from server.settings import Settings, load_settings
+from web import load_strings
 
 if TYPE_CHECKING:
     from feedback.rounds import Round, Rounds
@@ -101,7 +103,10 @@ def evaluate(
     against = live.id if live and live.id != name else ""
     module, _, function = judge.partition(":")
     judges = getattr(importlib.import_module(module), function) if judge else None
-    metrics = asyncio.run(evaluate_round(settings, (against, name), cases, judges, with_no=must_say_no))
+    metrics, changes = asyncio.run(evaluate_round(settings, (against, name), cases, judges, with_no=must_say_no))
+    # Somebody's rows may have been erased while this went on.
+    is_stale = _run(settings, lambda rounds: rounds.get(name)).state == "stale_erased"
+    write_changes(settings.data_dir, name, {} if is_stale else changes)
     _run(settings, lambda rounds: rounds.measured(name, asdict(metrics)))
     _show(metrics)
 
@@ -117,7 +122,11 @@ def _show(metrics: Metrics) -> None:
     if metrics.said_no:
         table.add_row("must say no", *map(str, metrics.said_no))
     out.print(table)
-    out.print("\n".join(f"against it: {reason}" for reason in objections(metrics)) or "nothing speaks against promoting it")
+    out.print("\n".join(f"against it: {reason}" for reason in _objections(metrics)) or "nothing speaks against promoting it")
+
+
+def _objections(metrics: Metrics) -> list[str]:
+    return objections(metrics, load_strings()["en"])
 
 
 @round_cli.command("promote")
@@ -129,7 +138,7 @@ def promote(
     """Let customers talk to it, first in a share of the conversations. A server follows within a second, and takes back what goes wrong."""
     settings = load_settings()
     metrics = msgspec.convert(_run(settings, lambda rounds: rounds.get(name)).metrics, Metrics)
-    if (reasons := objections(metrics)) and not anyway:
+    if (reasons := _objections(metrics)) and not anyway:
         raise RoundRefused(f"{name} is not promoted: {'; '.join(reasons)}. --anyway does it all the same")
     _run(settings, lambda rounds: rounds.promote(name, share), "round_promoted", name)
     out.print(f"{name} answers in {share:.0%} of the conversations. Take it back: kefu round rollback")

@@ -23,6 +23,7 @@ NAV = (
     NavItem("/console/policy", "console_policy", "editor"),
     NavItem("/console/insights", "console_insights", "editor"),
     NavItem("/console/review", "console_review", "editor"),
+    NavItem("/console/rounds", "console_rounds", "editor"),
     NavItem("/console/agents", "console_agents", "admin"),
     NavItem("/console/sites", "console_sites", "admin"),
     NavItem("/console/settings", "console_settings", "admin"),

@@ -20,6 +20,7 @@ from tests.conftest import MINI
 from tests.e2e.house import Kefu, kefu
 from tests.feedback.conftest import made
 from tests.feedback.shopper import worked_example
+from tests.server.routes.test_rounds import SPOILT, SWAPPED, measured
 from tests.web.browser import chromium
 
 pytestmark = pytest.mark.e2e
@@ -27,11 +28,12 @@ PASSWORD = "correct horse battery"
 SIZES = ({"width": 1280, "height": 800}, {"width": 390, "height": 844})
 RUN = """() => axe.run({ runOnly: ["wcag2a", "wcag2aa"], resultTypes: ["violations"] })
   .then(({ violations }) => violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html.slice(0, 150)}`)))"""
-TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter", "review")
+TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter", "rounds", "rounds/round-1", "review")
 
 
-async def fill(database: Database) -> None:
+async def fill(database: Database, data_dir: Path) -> None:
     """Something on every page."""
+    await measured(database, data_dir, SPOILT, SWAPPED)
     record, opened = Record(database), Conversation(new_id("conv"), new_id("vis"), "en")
     question = Message(new_id("msg"), "user", "How long may I return it?", client_message_id=new_id("key"))
     cited = (Citation(1, "p1", "Returns", "Within 30 days."),)
@@ -58,7 +60,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("axe")
     database = Database.in_folder(folder)
     with ThreadPoolExecutor(1) as thread:  # Playwright runs an event loop in this one
-        thread.submit(asyncio.run, fill(database)).result()
+        thread.submit(asyncio.run, fill(database, folder)).result()
     database.close()
     return folder
 
@@ -99,7 +101,8 @@ def test_no_page_breaks_a_rule(browser: Browser, server: Kefu) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".row")).to_have_count(2, timeout=20_000)
     for path in TEAM:
-        page.goto(f"{server.url}/console/{path}")
+        reply = page.goto(f"{server.url}/console/{path}")
+        assert reply and reply.ok
         expect(page.locator("h1")).to_be_visible()
         found += broken(page)
     expect(page.locator(".compared")).to_be_visible()

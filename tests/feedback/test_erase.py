@@ -13,6 +13,7 @@ from sqlalchemy import JSON, Boolean, Connection, Float, Integer, LargeBinary, S
 from feedback.audit import Audit
 from feedback.database import Database
 from feedback.erase import STALE, TOMBSTONES, Eraser, reached
+from feedback.evaluation import Change, read_changes, write_changes
 from feedback.export import Rules, read_snapshot, select_examples
 from feedback.pairs import Gates
 from feedback.record import Conversation, Message, NotFound, Record, new_id
@@ -135,6 +136,8 @@ async def test_not_a_byte_is_left_while_the_server_runs(data_dir: Path, tmp_path
     rounds = Rounds(server)
     learnt, other = [(await rounds.begin({}, "base", snapshot_sha256(each))).id for each in (exports[0], without)]
     shutil.copytree(exports[0], data_dir / "rounds" / learnt / "rows")
+    for each in (learnt, other):  # which may have been measured on anybody's questions
+        write_changes(data_dir, each, {"valid": [Change(f"{WORDS} {PHONE}", "", "", "", is_better=True)]})
     await server.write(lambda connection: fill(connection, "vis_gone2"))
     for number in range(12):  # pages with words of both, split again and again
         await talk(server, ("vis_gone", "vis_stays")[number % 2], (f"{PHONE} {WORDS}", "stays")[number % 2], count=15)
@@ -155,6 +158,7 @@ async def test_not_a_byte_is_left_while_the_server_runs(data_dir: Path, tmp_path
     assert [path.name for path in (data_dir / "export").iterdir()] == [without.name]
     assert exports[0].name in (data_dir / STALE).read_text().split()
     assert without.name not in (data_dir / STALE).read_text().split()
+    assert read_changes(data_dir, learnt) == read_changes(data_dir, other) == {}
     assert [(await rounds.get(each)).state for each in (learnt, other)] == ["stale_erased", "training"]
     assert await audit.verify() == 3
     assert len(await eraser.conversations("vis_stays")) == 7

@@ -13,14 +13,19 @@ from click.testing import Result
 from llama_cpp import Llama
 from typer.testing import CliRunner
 
+from backends.adapter import AdapterRegistry
 from backends.mini.score import generator
 from feedback.database import Database
+from feedback.evaluation import MAX_CHANGES, MAX_CHARS, Compared, Metrics, objections, read_changes
 from feedback.rounds import Round, Rounds
 from feedback.training.job import Job, train
+from server import replay
 from server.cli import cli
-from server.replay import Case, Compared, Metrics, Said, compare, objections
-from tests.conftest import WEIGHTS
+from server.replay import Case, Said, changed, compare
+from tests.backends.lora import random_matrices, write_peft
+from tests.conftest import MINI, WEIGHTS
 from tests.feedback.training.slang import general, held, kept, pairs, write_cases, write_export
+from web import load_strings
 
 trains = pytest.mark.skipif(find_spec("trl") is None, reason="the trainers are not installed: make train")
 SETTINGS = {"learning_rate": "6e-4", "rank": "16", "batch_size": "8", "beta": "0.3", "threads": "2"}
@@ -62,11 +67,32 @@ def test_one_round_mends_a_planted_weakness_and_spoils_nothing(tmp_path: Path, d
     assert found["weakness"].difference[0] >= 0.20, measured.output
     assert found["elsewhere"].difference[0] >= -0.01, measured.output
     assert found["weakness"].difference[1] > 0, "beyond chance"
+    counts, changes = found["weakness"].changed, read_changes(data_dir, "round-1")["weakness"]
+    assert counts and counts[0] >= 5 and sum(one.is_better for one in changes) == min(counts[0], MAX_CHANGES)
+    assert all("boomerang" in one.asked.lower() or "trail mail" in one.asked.lower() for one in changes)
     promoted = kefu("promote", "round-1", "--share", "0.2")
     assert promoted.exit_code == 0 and stored(data_dir).state == "canary", promoted.output
     began = time.monotonic()
     assert "the model itself answers" in kefu("rollback").output
     assert time.monotonic() - began < 30 and stored(data_dir).state == "retired"
+
+
+def test_an_evaluation_keeps_what_an_adapter_spoilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_dir: Path) -> None:
+    monkeypatch.setattr(replay, "MAX_TOKENS", 96)
+    with closing(Database.in_folder(data_dir)) as database:
+        name = asyncio.run(Rounds(database).begin({"method": "dpo", "data": str(tmp_path)}, "b" * 64, "5" * 64)).id
+        noise = write_peft(tmp_path / "noise", random_matrices(1, 0.12))
+        asyncio.run(Rounds(database).trained(name, AdapterRegistry(data_dir / "adapters").add(name, noise, MINI)))
+    questions = write_cases(tmp_path / "general.jsonl", general(4))
+    measured = kefu("evaluate", name, "--set", questions, "--no-must-say-no")
+    assert measured.exit_code == 0, measured.output
+    found, changes = msgspec.convert(stored(data_dir).metrics, Metrics).sets["general"], read_changes(data_dir, name)["general"]
+    assert found.changed is not None and sum(found.changed) == len(changes) > 0, measured.output
+    assert not changes[0].is_better and changes[0].wanted in questions.read_text(encoding="utf-8") and changes[0].before != changes[0].after
+    with closing(Database.in_folder(data_dir)) as database:
+        asyncio.run(Rounds(database).erased("5" * 64))
+    assert kefu("evaluate", name, "--set", questions, "--limit", 1, "--no-must-say-no").exit_code == 0
+    assert read_changes(data_dir, name) == {}, "somebody may be in it who was erased"
 
 
 @trains
@@ -109,17 +135,24 @@ CASES = [Case([{"role": "user", "content": f"{number}?"}], {"answer": f"1{number
 RIGHT, WRONG = [[Said(f"{digit}{number}", 5.0) for number in range(100, 160)] for digit in (1, 9)]
 
 
+def against(metrics: Metrics) -> list[str]:
+    """In English; Chinese says as much."""
+    said, other = (objections(metrics, load_strings()[language]) for language in ("en", "zh"))
+    assert len(said) == len(other) and "{" not in " ".join(said + other)
+    return said
+
+
 def test_what_is_better_may_be_promoted_and_what_is_not_may_not() -> None:
     better, same, worse = compare(CASES, WRONG, RIGHT), compare(CASES, RIGHT, RIGHT), compare(CASES, RIGHT, RIGHT[:55] + WRONG[55:])
     assert (better.before[0], better.after[0], better.difference) == (0, 1, (1, 1, 1))
     assert better.before[2] < 0.1 < 0.9 < better.after[1]
-    assert objections(Metrics("", {"a": better, "b": same})) == []
-    assert objections(Metrics("", {"b": same})) == ["no set got better beyond chance"]
-    assert objections(Metrics("", {"a": better, "c": worse})) == ["c fell by 8.3 points"]
-    assert "says no" not in str(objections(Metrics("", {"a": better}, (60, 50, 50))))
-    assert objections(Metrics("", {"a": better}, (60, 50, 49)))
+    assert against(Metrics("", {"a": better, "b": same})) == []
+    assert against(Metrics("", {"b": same})) == ["no set got better beyond chance"]
+    assert against(Metrics("", {"a": better, "c": worse})) == ["c fell by 8.3 points"]
+    assert "says no" not in str(against(Metrics("", {"a": better}, (60, 50, 50))))
+    assert against(Metrics("", {"a": better}, (60, 50, 49)))
     long = Compared(60, same.before, same.after, better.difference, 1.4, (1, 1))
-    assert objections(Metrics("", {"a": long})) == ["in a answers are 1.40 times as long"]
+    assert against(Metrics("", {"a": long})) == ["in a answers are 1.40 times as long"]
     assert msgspec.convert(json.loads(msgspec.json.encode(Metrics("", {"a": better}))), Metrics).sets["a"] == better
 
 
@@ -127,3 +160,23 @@ def test_a_judge_counts_only_when_the_order_does_not_matter() -> None:
     assert compare(CASES, WRONG, RIGHT, lambda prompt, first, second: "first").judged == (0, 0)
     smaller = compare(CASES, WRONG, RIGHT, lambda prompt, first, second: "first" if first < second else "second")
     assert smaller.judged == (60, 0)
+
+
+def case(number: int, phone: str = "13800138000") -> Case:
+    system = {"role": "system", "content": "[1] Contact: call 400-820-8820."}
+    return Case([system, {"role": "user", "content": f"My phone is {phone}, order {number}?"}], {"answer": f"{number} [1]"})
+
+
+def test_some_of_what_changed_is_kept_without_personal_data() -> None:
+    cases = [case(number) for number in range(100, 160)]
+    before = [Said("" if number % 2 else f"{number} [1]", 5.0) for number in range(100, 160)]
+    after = [Said(f"{number} [1]" if number % 2 else f"call 13800138000 or 400-820-8820 {'x ' * 1500}", 5.0) for number in range(100, 160)]
+    assert compare(cases, before, after).changed == (30, 30)
+    some = changed(cases, before, after)
+    assert [one.is_better for one in some] == [False] * MAX_CHANGES + [True] * MAX_CHANGES
+    assert all(one.asked.startswith("My phone is [PHONE_1], order 1") and one.wanted.endswith(" [1]") for one in some)
+    worse, better = some[0], some[-1]
+    assert worse.after.startswith("call [PHONE_1] or 400-820-8820 x") and len(worse.after) == MAX_CHARS
+    assert better.before == "" and better.after == better.wanted
+    assert [one.asked[-4:-1] for one in some[:5]] != ["100", "102", "104", "106", "108"], "from all over the set"
+    assert changed(cases, before, before) == [] == changed(cases[:0], [], [])

@@ -25,6 +25,7 @@ PREFIXES = (
     "console_check_",
     "console_insights_",
     "console_review_",
+    "console_rounds_",
 )
 DEMO = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "i18n" / "demo").glob("*.json")}
 

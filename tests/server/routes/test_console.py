@@ -18,6 +18,7 @@ from feedback.database import Database
 from feedback.insights import Insights
 from feedback.record import Citation, Conversation, Message, Record, new_id, now_ms
 from feedback.review import Reviews
+from feedback.rounds import Rounds
 from feedback.signals import Signals, Thumb
 from feedback.tables import conversation
 from server.console.console import COOKIE, CSRF_HEADER, Console
@@ -28,6 +29,7 @@ from server.routes.console import console_router
 from server.routes.insights import insights_router
 from server.routes.pages import pages_router
 from server.routes.review import review_router
+from server.routes.rounds import rounds_router
 from server.settings import Settings
 from tests.feedback.conftest import Clock, made
 from tests.server.conftest import calling
@@ -57,6 +59,7 @@ def make_app(tmp_path: Path, database: Database, **settings: object) -> FastAPI:
     app.include_router(console_router(console, Conversations(database), chosen))
     app.include_router(insights_router(console, Insights(database)))
     app.include_router(review_router(console, Reviews(database)))
+    app.include_router(rounds_router(console, Rounds(database), chosen.data_dir))
     app.include_router(pages_router())
     install_handlers(app, console.refusal)
     app.add_middleware(Door, settings=chosen.server, traffic=Traffic(), observe=lambda *seen: None, console=chosen.console)
