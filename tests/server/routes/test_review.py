@@ -68,7 +68,7 @@ async def test_two_raters_judge_the_same_pair_and_neither_sees_the_others_word(
     first = await page(http)
     assert "2 left for you" in first and "n = 0: too few to say" in first
     assert all(words in first for words in (ASKED, HOW_TO, DAYS, "Rephrased", "Thanked", "3-5 working days"))
-    sent = {**shown(first), "verdict": "bad", "reason": "an outdated answer"}
+    sent = {**shown(first), "verdict": "bad", "reason": "an old answer"}
     assert (await http.post("/console/review", json=sent, headers=token)).json() == {"location": "/console/review"}
     again = await http.post("/console/review", json=sent, headers=token)
     assert (again.status_code, again.json()["error"]["code"]) == (409, "already_rated")
@@ -78,7 +78,7 @@ async def test_two_raters_judge_the_same_pair_and_neither_sees_the_others_word(
     await http.post("/console/sign_in", json={"name": "bob", "password": PASSWORD})
     blind = await page(http)
     # The pair that is half judged comes first, as if nobody had judged it.
-    assert shown(blind) == shown(first) and "outdated" not in blind and "2 left for you" in blind
+    assert shown(blind) == shown(first) and "an old answer" not in blind and "2 left for you" in blind
     good = {**shown(blind), "verdict": "good"}
     assert (await http.post("/console/review", json=good, headers=await csrf(http))).status_code == 200
     assert "n = 1: too few to say" in await page(http)
