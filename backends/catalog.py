@@ -31,7 +31,10 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A model. `shape` is (layers, KV heads, head dimension); `billions` counts its parameters."""
+    """A model. `shape` is (layers, KV heads, head dimension); `billions` counts its parameters.
+
+    `asks` is what an embedding model wants to read before a question that is looked for among passages.
+    """
 
     about: str
     billions: float
@@ -40,6 +43,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mlx: Source
     name: str = ""
     use: Literal["chat", "draft", "embedding"] = "chat"
+    asks: str = ""
     context_length: int = 32768
     temperature: float = 0.6
     top_k: int = 20

@@ -79,7 +79,7 @@ class EngineOptions:
     f16 or q8_0 (MLX keeps what is not q8_0 in the type that the model computes in).
     `data_dir` holds the folders `adapters` and `cache`, empty means neither;
     `prompt_lookup` lets the engine guess ahead where that is faster; `draft_model` is a second GGUF file that guesses where the text
-    itself has no hint, empty meaning none (llama.cpp only).
+    itself has no hint, empty meaning none (llama.cpp only). With `embeds` every sequence ends with a vector instead of a token.
 
     For MLX alone: `mlx_batch` lets a GPU answer several at once (Metal has panicked under concurrent streams), `set_wired_limit` pins the
     memory (panics again), `memory_limit_bytes` is what the process may take, 0 meaning what the machine can spare. It has no use
@@ -102,6 +102,7 @@ class EngineOptions:
     data_dir: str = ""
     prompt_lookup: bool = True
     draft_model: str = ""
+    embeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,13 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """One sampled token of one sequence. Logprobs are natural logs of the unmodified distribution."""
+    """One sampled token of one sequence, or its `vector`. Logprobs are natural logs of the unmodified distribution."""
 
     seq: Sequence
     token_id: int
     logprob: float
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    vector: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ def make_backend(options: EngineOptions) -> Backend:
     """Build the backend on the calling thread, which must be the one that steps it. Raises ModelLoadError."""
     if not Path(options.path).is_dir():
         from backends.llamacpp.backend import LlamaBackend
+        from backends.llamacpp.embedding import LlamaEmbedder
 
-        return LlamaBackend(options)
+        return LlamaEmbedder(options) if options.embeds else LlamaBackend(options)
     if options.draft_model:
         raise ModelLoadError(f"{options.path} is a folder for MLX, and a draft model guesses for GGUF files only")
     try:

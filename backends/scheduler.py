@@ -152,7 +152,7 @@ class Scheduler:
         seq.token_ids.append(token_id)
         self.totals.completion_tokens += 1
         reason = self._end(seq) if is_eos else self._limit(seq)
-        self._events.append(TokenEvent(seq.seq_id, token_id, output.logprob, output.top_logprobs, reason))
+        self._events.append(TokenEvent(seq.seq_id, token_id, output.logprob, output.top_logprobs, reason, vector=output.vector))
         if reason is not None:
             self._finish(seq, reason, announce=False)
             return

@@ -52,7 +52,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True):
     """One thing that happened to a sequence: it started, it has a token, or it finished (or two of these at once).
 
     `num_cached` is set on the start event (>= 0) and -1 otherwise; `token_id` is -1 when there is none; a forced token has no logprob;
-    `refusal` says why its adapter cannot be used, and nothing follows.
+    `refusal` says why its adapter cannot be used, and nothing follows; `vector` is float32 of length 1, [d], from an embedding model.
     """
 
     seq_id: int
@@ -62,6 +62,7 @@ class TokenEvent(msgspec.Struct, array_like=True, frozen=True):
     finish_reason: FinishReason | None = None
     num_cached: int = -1
     refusal: str = ""
+    vector: bytes = b""
 
 
 class Tokens(msgspec.Struct, tag=True, frozen=True):

@@ -1,9 +1,10 @@
 """Retrieval: which passages speak to a question, and whether any does. On the CPU, the same for every database."""
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +27,7 @@ FITS = 1.0
 EMBEDDING_SHARE = 0.5
 
 
-class Embedder(Protocol):
-    """A loaded embedding model."""
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One row of length 1 a text, [n, d]."""
+Rows = NDArray[np.float32]
 
 
 class Findable(Protocol):
@@ -68,55 +65,74 @@ class Index:
 
     Every passage stands in it as several short texts: its title, the questions it answers, its sentences. A question's nearest texts
     vote by kernel ridge regression fitted to them alone, so near-duplicates share one vote and nothing is trained ahead; BM25 joins in
-    for passages without questions. With an Embedder its cosines and the lexical ones are averaged.
+    for passages without questions. Where an embedding model's vectors are known, their cosines and the lexical ones are averaged.
     """
 
-    def __init__(self, passages: Sequence[Findable], embedder: Embedder | None = None) -> None:
+    def __init__(self, passages: Sequence[Findable]) -> None:
         entries = [(number, text) for number, passage in enumerate(passages) for text in _entries(passage)]
-        texts = [text for _, text in entries]
+        self.texts = texts = tuple(text for _, text in entries)
         self._size = len(passages)
         self._asked = np.array([len(passage.questions) for passage in passages])
         self._owners = np.array([number for number, _ in entries], np.int64)
         self._vectors = Vectors(texts)
         self._words = _Words(passages)
-        self._embedder = embedder
-        self._embedded = embedder.embed(texts) if embedder and texts else None
+        self._embedded: Rows = np.zeros((0, 0), np.float32)
+        self._common = self._embedded
         self._stems = frozenset(stem for text in texts for stem in stems(text)) | self._words.stems
 
-    def search(self, question: str, limit: int = 5) -> Found:
+    def embedded(self, rows: Rows) -> Self:
+        """This index, with an embedding model's vectors of its `texts`: rows of length 1, [len(texts), d].
+
+        What they have in common is taken away: a model's vectors lean one way, so that even strangers are alike (Mu and Viswanath 2018,
+        "All-but-the-Top").
+        """
+        known = copy.copy(self)
+        known._common = rows.mean(0)
+        known._embedded = _unit(rows - known._common)
+        return known
+
+    @property
+    def is_embedded(self) -> bool:
+        return len(self._embedded) > 0
+
+    def search(self, question: str, limit: int = 5, vector: Rows | None = None) -> Found:
         """The `limit` passages that speak to the question best."""
-        scores = self.scores(question)
+        scores = self.scores(question, vector)
         order = np.argsort(-scores, kind="stable")[:limit]
         return Found(tuple(Hit(int(number), float(scores[number])) for number in order))
 
-    def scores(self, question: str) -> NDArray[np.float64]:
-        """Every passage's score, [n]. Those that share nothing with the question have the same."""
+    def scores(self, question: str, vector: Rows | None = None) -> NDArray[np.float64]:
+        """Every passage's score, [n]. Those that share nothing with the question have the same.
+
+        `vector` is the question's, of length 1, [d]. Without it, or in an index that is not embedded, words alone decide.
+        """
         if not self._size:
             return np.zeros(0)
-        doubts = np.where(self._asked > 0, UNKNOWN_WEIGHT, UNKNOWN_WITHOUT) * self._unknown(question)
-        raw = self._votes(question) + self._words.shares(question) - doubts
+        meaning = _unit(vector - self._common) if vector is not None and self.is_embedded else None
+        # To an embedding model no word is unknown.
+        unknown = self._unknown(question) if meaning is None else 0.0
+        doubts = np.where(self._asked > 0, UNKNOWN_WEIGHT, UNKNOWN_WITHOUT) * unknown
+        raw = self._votes(question, meaning) + self._words.shares(question) - doubts
         bars = np.where(self._asked > 0, BAR + BAR_PER_TENFOLD * np.log10(np.maximum(self._asked, 1)), BAR_WITHOUT)
         return (raw / bars).round(4)
 
-    def _votes(self, question: str) -> NDArray[np.float64]:
+    def _votes(self, question: str, meaning: Rows | None) -> NDArray[np.float64]:
         """What the nearest texts say for each passage, [n]."""
         likeness = self._vectors.dot(question)
-        if self._embedder is not None and self._embedded is not None:
-            likeness = (1 - EMBEDDING_SHARE) * likeness + EMBEDDING_SHARE * (self._embedded @ self._embedder.embed([question])[0])
+        if meaning is not None:
+            likeness = (1 - EMBEDDING_SHARE) * likeness + EMBEDDING_SHARE * (self._embedded @ meaning)
         near = np.argsort(-likeness, kind="stable")[:NUM_NEIGHBOURS]
         near = near[likeness[near] > 0]
         if not len(near):
             return np.zeros(self._size)
         kernel = self._vectors.gram(near).astype(np.float64)
-        if self._embedded is not None:
+        if meaning is not None:
             kernel = (1 - EMBEDDING_SHARE) * kernel + EMBEDDING_SHARE * (self._embedded[near] @ self._embedded[near].T)
         shares = np.linalg.solve(kernel + DOUBT * np.eye(len(near)), likeness[near])
         return np.bincount(self._owners[near], shares, self._size).astype(np.float64)
 
     def _unknown(self, question: str) -> float:
-        """The share of the question's telling words that no text here has. To an embedding model no word is unknown."""
-        if self._embedder is not None:
-            return 0.0
+        """The share of the question's telling words that no text here has."""
         asked = set(stems(question))
         asked = asked - STOP or asked
         return len(asked - self._stems) / len(asked) if asked else 1.0
@@ -125,6 +141,11 @@ class Index:
 def _entries(passage: Findable) -> list[str]:
     said = [] if len(passage.questions) >= ENOUGH_QUESTIONS else sentences(passage.text)
     return list(dict.fromkeys((passage.title, *passage.questions, *said)))
+
+
+def _unit(rows: Rows) -> Rows:
+    lengths: Rows = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.float32(1e-6))
+    return np.divide(rows, lengths, dtype=np.float32)
 
 
 class _Words:

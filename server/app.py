@@ -14,6 +14,7 @@ import httpx
 from fastapi import FastAPI
 
 from backends.adapter import AdapterRegistry
+from backends.catalog import Entry
 from backends.client import EngineClient
 from backends.fit import GIB
 from backends.mini.shop import Language, Shop, load_shop
@@ -55,6 +56,7 @@ from server.desk.policy_store import PolicyStore
 from server.desk.tools import DeskTools
 from server.desk.tools_file import DEMO_TOOLS, load_tools
 from server.desk.visitors import Visitors
+from server.embedder import Embedder
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
@@ -63,6 +65,7 @@ from server.rollout import watch_rounds
 from server.routes.consent import consent_router
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, Welcome, desk_router
+from server.routes.embeddings import embeddings_router
 from server.routes.handoff import handoff_router
 from server.routes.health import health_router
 from server.routes.inbox import inbox_router
@@ -80,6 +83,8 @@ log = logging.getLogger("kefu.app")
 
 BUILT_IN = Path(__file__).parents[1] / "backends" / "mini" / "weights" / "kefu-mini.gguf"
 WATCH_EVERY_S = 0.25
+# A text is embedded in one pass, whose memory grows with its tokens times the vocabulary.
+MAX_TOKENS = 2048
 Work = Coroutine[object, object, None]
 
 
@@ -102,13 +107,14 @@ def create_app(
     supervisor: Supervisor | UpstreamClient,
     read_tokenizer: Callable[[], Tokenizer] | None,
     sampling: SamplingParams = DEFAULT_SAMPLING,
+    embedder: Embedder | None = None,
 ) -> App:
     """Everything but a socket; `read_tokenizer` is called once the model is loaded, and only an upstream needs none.
 
     Raises RecordUnavailable for an unusable folder, AdapterRefused when the adapter that is set is missing, BadPolicy, BadTools.
     """
     engine, traffic, ring, broken = supervisor.client, Traffic(), KeyRing(settings.server.api_keys), list[str]()
-    metrics = Metrics(lambda: EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats))
+    metrics = Metrics(partial(_numbers, supervisor, embedder))
     chat = _make_chat(settings, engine, read_tokenizer, metrics, sampling)
     database, terms = Database.open(settings.database_url, settings.data_dir), load_policy(PolicyStore(settings).path)
     shops = {language: _greeting(load_shop(language), terms[language]) for language in get_args(Language)}
@@ -117,7 +123,7 @@ def create_app(
     desk = Desk(chat, Record(database), policies, settings.desk, engine.wait_s)
     articles, desk.on_check = Knowledge(database), metrics.observe_check
     desk.knowledge = knowledge = DeskKnowledge(articles, shops, settings.desk.pinned_tokens, terms)
-    desk.tools = _make_tools(settings, database, welcome.visitors)
+    knowledge.embedder, desk.tools = embedder, _make_tools(settings, database, welcome.visitors)
     notifier, inbox, gaps = Notifier(settings.desk), Inbox(database), Gaps(database)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     audit = Audit(database, settings.data_dir / "audit.head")
@@ -127,14 +133,17 @@ def create_app(
     def works() -> list[Work]:
         follow = watch_rounds(chat, Rounds(database), console.audit, settings.engine.adapter)
         watched = _watch(engine, chat, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
-        return [follow, *watched, handoffs.run(), lookback.run(), retention.run(), *([desk.tools.run()] if desk.tools else [])]
+        kept = handoffs.run(), lookback.run(), retention.run(), knowledge.run()
+        return [follow, *watched, *kept, *([desk.tools.run()] if desk.tools else [])]
 
-    lifespan = _lifespan(supervisor, database, works, (handoffs.close, notifier.close, desk.close))
+    engines = [supervisor, embedder.supervisor] if embedder else [supervisor]
+    lifespan = _lifespan(engines, database, works, (handoffs.close, notifier.close, desk.close))
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     traffic.on_drain = handoffs.end_streams
     for router in (
         health_router(engine, traffic, metrics, ring),
         openai_router(chat, ring, settings.server),
+        embeddings_router(embedder, ring, settings.server),
         desk_router(desk, handoffs, signals, welcome, shops, limits),
         handoff_router(handoffs, signals, welcome.visitors, limits),
         consent_router(Record(database), welcome.visitors),
@@ -168,23 +177,24 @@ def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: 
 
 
 def _lifespan(
-    supervisor: Supervisor | UpstreamClient,
+    engines: Sequence[Supervisor | UpstreamClient],
     database: Database,
     works: Callable[[], list[Work]],
     closings: Sequence[Callable[[], Awaitable[None]]],
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
-    """The engine up and `works` under way for as long as the application lives; then everything is ended in order."""
+    """The engines up and `works` under way for as long as the application lives; then everything is ended in order."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await supervisor.start()
+        for engine in engines:
+            await engine.start()
         tasks = [asyncio.create_task(work) for work in works()]
         try:
             yield
         finally:
             await _cancel(tasks)
             await asyncio.gather(*(close() for close in closings))
-            await supervisor.stop()
+            await asyncio.gather(*(engine.stop() for engine in engines))
             database.close()
 
     return lifespan
@@ -194,6 +204,11 @@ async def _cancel(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _numbers(supervisor: Supervisor | UpstreamClient, embedder: Embedder | None) -> EngineNumbers:
+    engine, is_up = supervisor.client, embedder is not None and embedder.client.is_ready
+    return EngineNumbers(engine.num_waiting, engine.num_running, supervisor.num_restarts, engine.stats, is_up)
 
 
 def _make_retention(settings: Settings, database: Database, audit: Audit) -> Retention:
@@ -220,14 +235,15 @@ def open_app(settings: Settings, chosen: Chosen) -> App:
 
     Raises ModelLoadError for a file that is no model, and what `create_app` does.
     """
+    embedder = make_embedder(settings.engine, *chosen.embedding) if chosen.embedding else None
     if settings.upstream.base_url:
-        return create_app(settings, make_upstream(settings.upstream), None)
+        return create_app(settings, make_upstream(settings.upstream), None, embedder=embedder)
     options = engine_options(chosen.engine)
     options = replace(options, name=chosen.name or options.name, data_dir=str(settings.data_dir))
     for path in filter(None, (options.path, options.draft_model)):
         check_model(path)
     supervisor = Supervisor(options, settings.engine.max_waiting)
-    return create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING)
+    return create_app(settings, supervisor, partial(make_tokenizer, options.path), chosen.sampling or DEFAULT_SAMPLING, embedder)
 
 
 def _make_chat(
@@ -266,6 +282,14 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         prompt_lookup=settings.prompt_lookup,
         draft_model=str(settings.draft_model or ""),
     )
+
+
+def make_embedder(settings: EngineSettings, entry: Entry | None, path: Path) -> Embedder:
+    """An engine of its own for the embedding model. Raises ModelLoadError for a file that is no model."""
+    check_model(str(path))
+    name, asks = (entry.name, entry.asks) if entry else (path.stem, "")
+    options = EngineOptions(str(path), name, threads=settings.threads, gpu_layers=settings.gpu_layers, embeds=True)
+    return Embedder(replace(options, context_length=MAX_TOKENS, num_kv_tokens=MAX_TOKENS, batch_tokens=MAX_TOKENS), asks)
 
 
 def make_upstream(settings: UpstreamSettings) -> UpstreamClient:

@@ -21,6 +21,7 @@ class EngineNumbers:
     num_running: int
     num_restarts: int
     stats: Stats | None
+    is_embedder_up: bool = False
 
 
 class Metrics:
@@ -90,6 +91,7 @@ class _EngineCollector:
         yield GaugeMetricFamily("kefu_num_requests_running", "Requests being computed.", numbers.num_running)
         yield CounterMetricFamily("kefu_engine_restarts", "Times the engine was started again.", numbers.num_restarts)
         yield GaugeMetricFamily("kefu_engine_up", "1 while an engine is loaded and beating.", int(numbers.stats is not None))
+        yield GaugeMetricFamily("kefu_embedder_up", "1 while an embedding model is loaded.", int(numbers.is_embedder_up))
         stats = numbers.stats
         if stats is None:
             return

@@ -20,41 +20,47 @@ class ModelUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """`engine` with path and KV room filled in; `name` and `sampling` where the model is known, `fit` unless it is the built-in one."""
+    """`engine` with path and KV room filled in; `name` and `sampling` where the model is known, `fit` unless it is the built-in one.
+
+    `embedding` is the embedding model's file, with its entry where it is known.
+    """
 
     engine: EngineSettings
     name: str | None = None
     sampling: SamplingParams | None = None
     fit: Fit | None = None
+    embedding: tuple[Entry | None, Path] | None = None
 
 
 def choose(settings: Settings, machine: Machine) -> Chosen:
-    """What `engine.model` and `engine.draft_model` mean: a path, or a pulled model's name. Nothing is loaded.
+    """What `engine.model`, `engine.draft_model` and `knowledge.embedding_model` mean: a path, or a pulled model's name. Nothing is loaded.
 
     Raises ModelUnavailable, UnknownModel or BrokenManifest.
     """
     engine, store = settings.engine, Store(settings.models.dir)
     guess, draft = _locate(engine.draft_model, store, "gguf") if engine.draft_model else (None, None)
     engine = engine.model_copy(update={"draft_model": draft})
+    embedding = _embedding(settings.knowledge.embedding_model, store)
     if engine.model is None:
-        return Chosen(engine)
+        return Chosen(engine, embedding=embedding)
     entry, path = _locate(engine.model, store, default_format(machine))
     if entry is not None and entry.use == "embedding":
         raise ModelUnavailable(f"{entry.name} makes vectors and cannot chat")
     files = path.glob("*.safetensors") if path.is_dir() else [path] if path.is_file() else []
     kv_bytes = entry.kv_bytes_per_token(KV_BYTES[engine.kv_type]) if entry else 0
     draft_bytes = _draft_bytes(draft, guess, engine, entry)
-    fit = Fit(sum(file.stat().st_size for file in files) + draft_bytes, kv_bytes, machine.budget_bytes)
+    beside = draft_bytes + (embedding[1].stat().st_size if embedding else 0)
+    fit = Fit(sum(file.stat().st_size for file in files) + beside, kv_bytes, machine.budget_bytes)
     if not fit.holds(engine.num_kv_tokens or MIN_TOKENS):
         room = f"there is room for {fit.num_tokens:,} tokens of KV, twice that with engine.kv_type q8_0; " if fit.num_tokens else ""
         advice = "choose a smaller model (`kefu models`), or set engine.memory_gib if you know better"
         raise ModelUnavailable(f"{path.name} does not fit this machine: {fit}; {room}{advice}")
     if entry is None:
-        return Chosen(engine.model_copy(update={"model": path}), fit=fit)
+        return Chosen(engine.model_copy(update={"model": path}), fit=fit, embedding=embedding)
     context = engine.context_length or entry.context_length
     num_kv_tokens = engine.num_kv_tokens or min(fit.num_tokens, CONTEXTS * context)
     update = {"model": path, "context_length": context, "num_kv_tokens": num_kv_tokens}
-    return Chosen(engine.model_copy(update=update), entry.name, entry.sampling, fit)
+    return Chosen(engine.model_copy(update=update), entry.name, entry.sampling, fit, embedding)
 
 
 def _draft_bytes(draft: Path | None, guess: Entry | None, engine: EngineSettings, entry: Entry | None) -> int:
@@ -63,6 +69,15 @@ def _draft_bytes(draft: Path | None, guess: Entry | None, engine: EngineSettings
         return 0
     num_tokens = engine.context_length or (entry.context_length if entry else 0)
     return draft.stat().st_size + (guess.kv_bytes_per_token(KV_BYTES[engine.kv_type]) * num_tokens if guess else 0)
+
+
+def _embedding(model: Path | None, store: Store) -> tuple[Entry | None, Path] | None:
+    if model is None:
+        return None
+    entry, path = _locate(model, store, "gguf")
+    if not path.is_file():
+        raise ModelUnavailable(f"knowledge.embedding_model must be a GGUF file, and {path} is none; `kefu pull --format gguf` gets one")
+    return entry, path
 
 
 def _locate(model: Path, store: Store, wanted: Format) -> tuple[Entry | None, Path]:

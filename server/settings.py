@@ -170,6 +170,14 @@ class DeskSettings(_Branch):
     notify_key: SecretStr = Field(SecretStr(""), description="Signs what is told there (HMAC-SHA256, x-kefu-signature).")
 
 
+class KnowledgeSettings(_Branch):
+    """What answers rest on."""
+
+    embedding_model: Path | None = Field(
+        None, description="A GGUF file or pulled model that makes vectors: passages are found by meaning too, and /v1/embeddings answers."
+    )
+
+
 class RetentionSettings(_Branch):
     """How long what was said is kept."""
 
@@ -209,6 +217,7 @@ class Settings(BaseSettings):
     models: ModelsSettings = ModelsSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     desk: DeskSettings = DeskSettings()
+    knowledge: KnowledgeSettings = KnowledgeSettings()
     retention: RetentionSettings = RetentionSettings()
     sites: dict[Name, SiteSettings] = Field({"demo": SiteSettings()}, description="Web sites that show the widget; see below.")
     data_dir: Path = Field(Path("data"), description="Where conversations, signals and the signing key live.")

@@ -117,10 +117,11 @@ class LlamaModel:
         trained = lib.llama_model_n_ctx_train(self._model)
         self.context_length = min(options.context_length or trained, trained)
         num_cells = options.num_kv_tokens or min(self.context_length * 4, self._affordable_cells(options.kv_type))
-        params = lib.llama_context_default_params()
+        params = self._params()
         params.n_ctx = -(-num_cells // 256) * 256
         params.n_batch = params.n_ubatch = options.batch_tokens
-        params.n_seq_max = options.max_sequences + MAX_CACHED_SEQUENCES
+        # Averaging a text's tokens wants a batch that the sequences divide.
+        params.n_seq_max = options.max_sequences + (0 if options.embeds else MAX_CACHED_SEQUENCES)
         params.kv_unified = True
         # On a CPU plain attention gives the same bits whatever the batch's shape, but it pays for every occupied cell of the cache.
         is_small = not lib.llama_supports_gpu_offload() and lib.llama_model_size(self._model) < SMALL_MODEL_BYTES
@@ -133,6 +134,10 @@ class LlamaModel:
         if not context:
             raise ModelLoadError(f"{options.path} was read, but a context of {params.n_ctx} tokens could not be made: {self._log.why}")
         return context
+
+    def _params(self) -> lib.llama_context_params:
+        """What the context begins with, before the options are read."""
+        return lib.llama_context_default_params()
 
     def _threads(self) -> int:
         """One per core this process may use, but one in all for a model so small that threads would mostly wait for each other."""

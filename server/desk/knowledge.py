@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 
 from backends.mini.shop import Language, Shop, load_shop
 from backends.mini.shop import Passage as ShopPassage
+from backends.protocol import EngineError
 from feedback.knowledge import Knowledge, Passage
 from feedback.record import Retrieved
 from feedback.retrieval import FITS, Index
 from server.desk.policy import Policies, Policy
 from server.desk.policy_file import Terms
+from server.embedder import Embedder
 from server.language import detect_language
 
 NUM_RETRIEVED = 5
@@ -24,6 +27,8 @@ MAX_PINNED = 99
 # Where nothing fits, so many of the nearest stand there, for it has never read fewer: it offers a person when they do not answer.
 NUM_WITHOUT_FIT = 3
 MAX_CONVERSATIONS = 1000
+RETRY_S = 5.0
+log = logging.getLogger("kefu.knowledge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,10 @@ class _Shelf:
 
 
 class DeskKnowledge:
-    """Knowledge as the desk reads it. An import is noticed before the next answer; while none was made, the demo shop's passages stand."""
+    """Knowledge as the desk reads it. An import is noticed before the next answer; while none was made, the demo shop's passages stand.
+
+    With `embedder`, `run` gives the passages their vectors behind the answers; until it has, they are found by their words.
+    """
 
     def __init__(
         self, store: Knowledge, shops: dict[Language, Shop], pinned_tokens: int, terms: Mapping[Language, Terms] | None = None
@@ -59,6 +67,8 @@ class DeskKnowledge:
         self._shelves: dict[Language, _Shelf] = {}
         self._shown: dict[str, tuple[int, ...]] = {}
         self._changing = asyncio.Lock()
+        self.embedder: Embedder | None = None
+        self._has_news = asyncio.Event()
 
     async def refresh(self, count_tokens: Callable[[str], int]) -> Policies:
         """Read what was imported since, and return the policy that every conversation begins with. Raises RecordUnavailable."""
@@ -70,7 +80,26 @@ class DeskKnowledge:
                 shelves = {language: await asyncio.to_thread(self._shelve, passages, language) for language in self._shops}
                 self._shelves = {language: self._pin(language, shelf, count_tokens) for language, shelf in shelves.items()}
                 self._state = state
+                self._has_news.set()
         return {language: shelf.pinned or self._policy(language, shelf, ()) for language, shelf in self._shelves.items()}
+
+    async def run(self) -> None:
+        """Embed what is known, and again whenever that changes, for as long as the server runs."""
+        while self.embedder is not None:
+            await self._has_news.wait()
+            self._has_news.clear()
+            shelves = dict(self._shelves)
+            try:
+                rows = await self.embedder.of_texts([text for shelf in shelves.values() for text in shelf.index.texts])
+            except EngineError as error:
+                log.info("passages wait for their vectors: %s", error)
+                await asyncio.sleep(RETRY_S)
+                self._has_news.set()
+                continue
+            for language, shelf in shelves.items():
+                index, rows = shelf.index.embedded(rows[: len(shelf.index.texts)]), rows[len(shelf.index.texts) :]
+                if self._shelves[language] is shelf:
+                    self._shelves[language] = replace(shelf, index=index)
 
     async def read(self, conversation_id: str, language: Language, questions: Sequence[str]) -> Reading:
         """What to answer the last of `questions` from; the ones before it help where it alone finds nothing.
@@ -78,12 +107,12 @@ class DeskKnowledge:
         Within a conversation passages only join, so that the numbers of earlier citations and the computed prefix stay good.
         """
         shelf = self._shelves[language]
-        scores = await asyncio.to_thread(shelf.index.scores, questions[-1])
+        scores = await self._scores(shelf, questions[-1])
         if shelf.pinned is not None:
             return Reading(shelf.pinned, _seen(shelf, range(len(shelf.passages)), scores))
         fitting = _fitting(scores)
         if not fitting and len(questions) > 1:
-            fitting = _fitting(await asyncio.to_thread(shelf.index.scores, "\n".join(questions[-2:])))
+            fitting = _fitting(await self._scores(shelf, "\n".join(questions[-2:])))
         key = f"{conversation_id} {shelf.version}"
         if not fitting and key not in self._shown:
             fitting = tuple(sorted(int(number) for number in np.argsort(-scores, kind="stable")[:NUM_WITHOUT_FIT]))
@@ -93,13 +122,13 @@ class DeskKnowledge:
     async def look(self, question: str, limit: int) -> list[tuple[Passage, float]]:
         """What a question finds in the knowledge as it is now, best first, with its scores."""
         shelf = await self._now(detect_language(question, "en"))
-        found = await asyncio.to_thread(shelf.index.search, question, limit)
-        return [(shelf.passages[hit.number], hit.score) for hit in found.hits]
+        scores = await self._scores(shelf, question)
+        return [(shelf.passages[number], float(scores[number])) for number in np.argsort(-scores, kind="stable")[:limit]]
 
     async def preview(self, language: Language, question: str, terms: Terms) -> Policy:
         """What the model would be given for a conversation's only question under these terms."""
         shelf = await self._now(language)
-        fitting = _fitting(await asyncio.to_thread(shelf.index.scores, question))
+        fitting = _fitting(await self._scores(shelf, question))
         numbers = fitting if shelf.pinned is None else range(len(shelf.passages))
         return self._policy(language, shelf, numbers, terms)
 
@@ -108,6 +137,10 @@ class DeskKnowledge:
         self.terms, self._state = terms, None
         for language, shop in self._shops.items():
             self._shops[language] = replace(shop, greeting=terms[language].greeting(load_shop(language).greeting))
+
+    async def _scores(self, shelf: _Shelf, question: str) -> NDArray[np.float64]:
+        vector = await self.embedder.of_question(question) if self.embedder and shelf.index.is_embedded else None
+        return await asyncio.to_thread(shelf.index.scores, question, vector)
 
     async def _now(self, language: Language) -> _Shelf:
         """The shelf, or a newer one where something was imported that no answer has needed yet."""

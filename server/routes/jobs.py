@@ -2,13 +2,17 @@
 
 import json
 import secrets
+from collections.abc import Collection
+from urllib.parse import quote
 
 from server.chat.service import ChatJob, ChatMessage, ChatService, CompletionJob
 from server.chat.tools import Tool, ToolCall, ToolUse
-from server.errors import ModelNotFound
+from server.errors import InvalidRequest, ModelNotFound
 from server.schema.messages import AssistantMessage, Message, ToolMessage
 from server.schema.openai import ChatCompletionRequest, CompletionRequest
 from server.schema.tools import FunctionTool, ResponseFormat
+
+MAX_NAMED_PARAMS = 32
 
 
 def chat_job(asked: ChatCompletionRequest, key_id: str, chat: ChatService, adapter: str) -> ChatJob:
@@ -49,6 +53,14 @@ def adapter_named(name: str, chat: ChatService) -> str:
     if not key or not name.startswith(f"{chat.spec.name}:"):
         raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
     return key
+
+
+def name_ignored(ignored: Collection[str], refused: Collection[str]) -> dict[str, str]:
+    """The header that names what is not read. Raises InvalidRequest for a field that is refused."""
+    if refused:
+        raise InvalidRequest("there is no such field", param=min(refused), code="unknown_field")
+    named = sorted(quote(name[:64], safe="[]") for name in ignored)[:MAX_NAMED_PARAMS]
+    return {"x-ignored-params": ", ".join(named)} if named else {}
 
 
 def _message(message: Message) -> ChatMessage:

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Annotated
-from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,15 +13,14 @@ from server.auth import KeyRing, require_key
 from server.body import body
 from server.chat.choices import Choices
 from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream, CompletionJob, TextDelta, TokenLogprob
-from server.errors import InvalidRequest, NotFound, error_object
+from server.errors import NotFound, error_object
 from server.limits import InFlight
-from server.routes.jobs import adapter_named, chat_job, completion_job
+from server.routes.jobs import adapter_named, chat_job, completion_job, name_ignored
 from server.schema import completions as wire
 from server.schema.openai import ChatCompletionRequest, CompletionRequest, ControlRequest
 from server.settings import ServerSettings
 from server.sse import CLIENT_CLOSED_REQUEST, EventStream, HungUp, sse_data, until_hang_up
 
-MAX_NAMED_PARAMS = 32
 # A cancelled answer ends as at a stop string: clients know no other word for it.
 FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "abort": "stop"}
 
@@ -83,9 +81,7 @@ class _Answers:
 
     async def respond(self, http: Request, asked: Asked, make: Callable[[str], Job], key_id: str) -> Response:
         adapter = adapter_named(asked.model, self._chat)
-        if self._is_strict and asked.unknown_fields:
-            raise InvalidRequest("there is no such field", param=min(asked.unknown_fields), code="unknown_field")
-        headers, job = _ignored(asked), make(adapter)
+        headers, job = name_ignored(asked.ignored_fields, asked.unknown_fields if self._is_strict else ()), make(adapter)
         if asked.stream:
             return EventStream(self._chunks(job, asked.n or 1, key_id, counts_usage=asked.wants_usage), headers=headers)
         try:
@@ -161,11 +157,6 @@ def _choice(job: Job, index: int, stream: ChatStream, entries: list[TokenLogprob
         return wire.TextChoice(index, result.content, finish)
     message = wire.assistant_message(result.content, result.reasoning, [call.spelled for call in result.tool_calls])
     return wire.ChatChoice(index, message, finish, _logprobs(entries) if job.logprobs else None)
-
-
-def _ignored(asked: Asked) -> dict[str, str]:
-    named = sorted(quote(name[:64], safe="[]") for name in asked.ignored_fields)[:MAX_NAMED_PARAMS]
-    return {"x-ignored-params": ", ".join(named)} if named else {}
 
 
 def _chunk(chunks: wire.ChatChunks | wire.TextChunks, delta: TextDelta) -> bytes:

@@ -15,6 +15,7 @@ MAX_MESSAGES = 1000
 MAX_STOP_CHARS = 256
 MAX_LOGIT_BIAS = 300
 MAX_CHOICES = 8
+MAX_TEXTS = 2048
 # llama.cpp reads this seed as "pick one for me".
 _RESERVED_SEED = 2**32 - 1
 
@@ -68,6 +69,12 @@ def _single(value: object) -> object:
     if isinstance(value, list) and value and isinstance(value[0], str | list):
         raise PydanticCustomError("unsupported", "more than one prompt is not supported")
     return value
+
+
+def _texts(value: object) -> object:
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise PydanticCustomError("unsupported", "token ids are not supported here: send strings")
+    return _as_list(value)
 
 
 Prompt = Annotated[
@@ -208,6 +215,16 @@ class ControlRequest(Strict):
     model_config = ConfigDict(extra="forbid")
 
     action: Literal["answer_now"]
+
+
+class EmbeddingRequest(Strict):
+    """`POST /v1/embeddings`"""
+
+    input: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS), BeforeValidator(_texts)]
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[None, refuses("choosing the dimensions of a vector")] = None
+    user: str | None = None
 
 
 class CompletionRequest(_Generation):

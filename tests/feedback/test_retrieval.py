@@ -1,7 +1,6 @@
 """What a question finds, and when nothing does."""
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,21 +81,36 @@ def test_an_example_question_added_to_a_passage_makes_it_fit() -> None:
     assert found.hits[0].number == 0 and found.hits[0].score >= FITS
 
 
-class Topics:
-    """An embedder that knows one synonym."""
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = np.zeros((len(texts), 64), np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            about = "exchange" if "exchange" in text or "Wechselkurs" in text else text
-            row[zlib.crc32(about.encode()) % 64] = 1
-        return rows
+def topics(*texts: str) -> NDArray[np.float32]:
+    """The vectors of an embedding model that knows one synonym."""
+    rows = np.zeros((len(texts), 997), np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        about = "exchange" if "exchange" in text or "Wechselkurs" in text else text
+        row[zlib.crc32(about.encode()) % 997] = 1
+    return rows
 
 
 def test_an_embedding_model_finds_what_shares_no_letters() -> None:
-    assert not Index(CARDS).search("Wechselkurs?").fits
-    found = Index(CARDS, Topics()).search("Wechselkurs?")
+    words = Index(CARDS)
+    index = words.embedded(topics(*words.texts))
+    found = index.search("Wechselkurs?", vector=topics("Wechselkurs?")[0])
     assert (CARDS[found.hits[0].number].title, found.fits) == ("Exchange", True)
+    assert (words.is_embedded, index.is_embedded) == (False, True)
+
+
+def test_without_the_questions_vector_words_alone_decide() -> None:
+    words = Index(CARDS)
+    index = words.embedded(topics(*words.texts))
+    for question in ("Wechselkurs?", "someone stole my card"):
+        assert np.array_equal(index.scores(question), words.scores(question))
+    assert not index.search("Wechselkurs?").fits
+
+
+def test_what_all_vectors_have_in_common_says_nothing() -> None:
+    words = Index(CARDS)
+    leaning = words.embedded((topics(*words.texts) + 3) / np.linalg.norm(topics(*words.texts) + 3, axis=1, keepdims=True))
+    stranger = topics("the moon")[0] + 3
+    assert not leaning.search("the moon", vector=stranger / np.linalg.norm(stranger)).fits
 
 
 def test_no_passages_find_nothing() -> None:

@@ -17,6 +17,7 @@ from server.chat.service import ChatService
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
+from server.routes.embeddings import embeddings_router
 from server.routes.health import health_router
 from server.routes.openai import openai_router
 from server.settings import ServerSettings
@@ -52,6 +53,7 @@ def make_app(engine: ScriptedEngine, traffic: Traffic, metrics: Metrics) -> Make
         ring = KeyRing(settings.api_keys)
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         app.include_router(openai_router(ChatService(engine, ByteTokenizer, metrics.observe_result), ring, settings))
+        app.include_router(embeddings_router(None, ring, settings))
         app.include_router(health_router(engine, traffic, metrics, ring))
         install_handlers(app)
         app.add_middleware(Door, settings=settings, traffic=traffic, observe=metrics.observe_request)
