@@ -77,7 +77,7 @@ class Supervisor:
             return False
         now = time.monotonic()
         self._crashes.append(now)
-        log.error("the engine ended with status %d", status)
+        log.error("the engine of %s ended with status %d", self._options.name, status)
         if len(self._crashes) == CRASHES_ALLOWED and now - self._crashes[0] < CRASH_WINDOW_S:
             reason = (
                 f"the engine crashed {CRASHES_ALLOWED} times in {CRASH_WINDOW_S / 60:.0f} minutes (last status {status}) and stays down"

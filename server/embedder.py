@@ -50,30 +50,37 @@ class Embedder:
                 rows += await asyncio.gather(*map(self._vector, tokens[start : start + BATCH_TEXTS]))
         return np.stack(rows), sum(map(len, tokens))
 
-    async def of_texts(self, texts: Sequence[str]) -> Rows:
-        """Vectors of passages, [n, d], cut where the context ends; each is computed once while it is asked for. Raises like `embed`."""
+    async def of_texts(self, texts: Sequence[str]) -> Rows | None:
+        """Vectors of passages, [n, d], cut where the context ends, each computed once while it is asked for; None without an engine."""
         unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
-        for start in range(0, len(unknown), BATCH_TEXTS):
-            batch = unknown[start : start + BATCH_TEXTS]
-            rows, _ = await self.embed(batch, self.client.spec.context_length - 1)
-            self._known |= zip(batch, rows, strict=True)
+        try:
+            for start in range(0, len(unknown), BATCH_TEXTS):
+                batch = unknown[start : start + BATCH_TEXTS]
+                rows, _ = await self.embed(batch, self.client.spec.context_length - 1)
+                self._known |= zip(batch, rows, strict=True)
+        except EngineError as error:
+            self._tell(str(error))
+            return None
         self._known = {text: self._known[text] for text in texts}
         return np.stack([self._known[text] for text in texts])
 
     async def of_question(self, question: str) -> Rows | None:
-        """Its vector, [d], or None where there is none in time; then words must do."""
-        reason = ""
+        """Its vector, [d], or None where there is none in time."""
         try:
             async with asyncio.timeout(QUESTION_TIMEOUT_S):
                 [tokens] = await asyncio.to_thread(self._encode, [self._asks + question], self.client.spec.context_length - 1)
-                return await self._vector(tokens)
+                vector = await self._vector(tokens)
         except (TimeoutError, EngineError) as error:
-            reason = str(error) or f"no vector within {QUESTION_TIMEOUT_S:g} s"
+            self._tell(str(error) or f"no vector within {QUESTION_TIMEOUT_S:g} s")
             return None
-        finally:
-            if reason != self._reason:
-                log.warning("questions are looked up by %s", f"their words alone: {reason}" if reason else "their meaning again")
-            self._reason = reason
+        self._tell("")
+        return vector
+
+    def _tell(self, reason: str) -> None:
+        """Say once why words must do, and once that they need not."""
+        if reason != self._reason:
+            log.warning("questions are looked up by %s", f"their words alone: {reason}" if reason else "their meaning again")
+        self._reason = reason
 
     def _encode(self, texts: Sequence[str], at_most: int | None) -> list[list[int]]:
         """A model file's vocabulary is read here only once an engine has survived loading it: `spec` raises before."""

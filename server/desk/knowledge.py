@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from backends.mini.shop import Language, Shop, load_shop
 from backends.mini.shop import Passage as ShopPassage
-from backends.protocol import EngineError
 from feedback.knowledge import Knowledge, Passage
 from feedback.record import Retrieved
 from feedback.retrieval import FITS, Index
@@ -28,7 +26,6 @@ MAX_PINNED = 99
 NUM_WITHOUT_FIT = 3
 MAX_CONVERSATIONS = 1000
 RETRY_S = 5.0
-log = logging.getLogger("kefu.knowledge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +86,8 @@ class DeskKnowledge:
             await self._has_news.wait()
             self._has_news.clear()
             shelves = dict(self._shelves)
-            try:
-                rows = await self.embedder.of_texts([text for shelf in shelves.values() for text in shelf.index.texts])
-            except EngineError as error:
-                log.info("passages wait for their vectors: %s", error)
+            rows = await self.embedder.of_texts([text for shelf in shelves.values() for text in shelf.index.texts])
+            if rows is None:
                 await asyncio.sleep(RETRY_S)
                 self._has_news.set()
                 continue

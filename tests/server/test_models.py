@@ -9,8 +9,8 @@ from backends.catalog import UnknownModel, find
 from backends.fit import GIB, Machine
 from backends.store import BrokenManifest, FileRecord, Manifest, Store, sha256_of
 from server.app import engine_options
-from server.models import ModelUnavailable, choose, offer
-from server.settings import EngineSettings, ModelsSettings, Settings
+from server.models import Chosen, ModelUnavailable, choose, offer
+from server.settings import EngineSettings, KnowledgeSettings, ModelsSettings, Settings
 
 PC, MAC = Machine(64 * GIB), Machine(48 * GIB, is_mac=True)
 
@@ -81,6 +81,23 @@ def test_a_draft_model_is_found_the_same_way_and_takes_its_room(tmp_path: Path, 
         choose(_settings(tmp_path, model=model_path, draft_model=huge), PC)
     with pytest.raises(UnknownModel):
         choose(_settings(tmp_path, draft_model="qwq"), PC)
+
+
+def test_an_embedding_model_is_found_like_any_other_and_counts(tmp_path: Path, model_path: str) -> None:
+    _have(tmp_path, "qwen3-embedding-0.6b", Path(model_path))
+
+    def chosen(wanted: object, **engine: object) -> Chosen:
+        return choose(_settings(tmp_path, **engine).model_copy(update={"knowledge": KnowledgeSettings(embedding_model=wanted)}), PC)
+
+    entry, path = chosen("qwen3-embedding-0.6b").embedding or (None, None)
+    assert entry is not None and entry.asks.endswith("Query:") and path and path.is_file()
+    assert chosen(model_path).embedding == (None, Path(model_path))
+    beside = chosen(path, model=model_path)
+    assert beside.embedding == (entry, path) and beside.fit and beside.fit.weight_bytes == 2 * path.stat().st_size
+    with pytest.raises(ModelUnavailable, match=r"must be a GGUF file.*kefu pull"):
+        chosen(tmp_path / "none.gguf")
+    with pytest.raises(UnknownModel):
+        chosen("minilm")
 
 
 def test_what_is_not_here_or_not_known_is_told(tmp_path: Path, model_path: str) -> None:
