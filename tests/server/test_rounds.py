@@ -28,7 +28,7 @@ from tests.feedback.training.slang import general, held, kept, pairs, write_case
 from web import load_strings
 
 trains = pytest.mark.skipif(find_spec("trl") is None, reason="the trainers are not installed: make train")
-SETTINGS = {"learning_rate": "6e-4", "rank": "16", "batch_size": "8", "beta": "0.3", "threads": "2"}
+SETTINGS = {"learning_rate": "4e-4", "rank": "16", "batch_size": "8", "beta": "0.3", "threads": "2"}
 
 
 @pytest.fixture(autouse=True)
