@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from sqlalchemy import ColumnElement, Connection, and_, select, true
 
 from feedback.grams import terms
+from feedback.judge import Judge, best_of
 from feedback.record import Message, newest_branch, read_messages
 from feedback.rewards import Action, action_of, agrees, language_of, length_fits, numbers_in, numbers_supported, well_formed
 from feedback.tables import citation, conversation, message, passage, retrieval, signal
@@ -89,6 +90,10 @@ class Evidence:
 class Turn:
     role: Literal["system", "user", "assistant"]
     content: str
+
+    @property
+    def message(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,21 +378,23 @@ def _is_accepted(chat: Chat, answer: Message) -> bool:
 Complete = Callable[[Sequence[Turn], int], Awaitable[Sequence[str]]]
 
 
-async def regenerate(rows: Sequence[Row], complete: Complete, gates: Gates, prompt: Callable[[Case], Sequence[Turn]]) -> list[Row]:
+async def regenerate(
+    rows: Sequence[Row], complete: Complete, gates: Gates, prompt: Callable[[Case], Sequence[Turn]], judge: Judge | None = None
+) -> list[Row]:
     """Give the rows that wait for it a chosen answer of the present model: of k, the one that agrees best with the accepted answer.
 
-    It must pass every gate, be about as long and agree enough; then it waits for reviewers.
-    `complete(turns, k)` asks any chat endpoint; `prompt(case)` has the system message.
+    It must pass every gate, be about as long and agree enough; then it waits for reviewers. Where several agree equally well, the
+    `judge` chooses. `complete(turns, k)` asks any chat endpoint; `prompt(case)` has the system message.
     """
     done = []
     for row in rows:
         if row.problem == "needs_regeneration" and row.reference:
-            facts = {"answer": row.reference}
-            candidates = await complete(prompt(row.case), NUM_CANDIDATES)
-            fit = [each for each in candidates if each != row.rejected and length_fits(each, facts) == 1]
-            fit = [each for each in fit if not gates.problems(each, row.case)]
-            best = max(fit, key=lambda each: agrees(each, facts), default=None)
-            if best is not None and agrees(best, facts) >= MIN_AGREEMENT:
+            facts, turns = {"answer": row.reference}, prompt(row.case)
+            candidates = [each for each in await complete(turns, NUM_CANDIDATES) if each != row.rejected]
+            fit = [each for each in candidates if length_fits(each, facts) == 1 and not gates.problems(each, row.case)]
+            most = max((agrees(each, facts) for each in fit), default=0.0)
+            if most >= MIN_AGREEMENT:
+                best = best_of([each for each in fit if agrees(each, facts) == most], [turn.message for turn in turns], judge)
                 row = replace(row, answer=best, answer_id=None, origin="regenerated", problem="unsure")
         done.append(row)
     return done

@@ -135,7 +135,7 @@ def _array(values: Iterator[Json]) -> bytes:
 
 
 def _messages(turns: Sequence[Turn]) -> list[Json]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return [turn.message for turn in turns]
 
 
 def _said(text: str | None) -> list[Json]:

@@ -17,6 +17,7 @@ from backends.fit import this_machine
 from backends.protocol import AdapterRefused
 from backends.store import BrokenManifest
 from feedback.credentials import AccountError
+from feedback.judge import JudgeFailed
 from feedback.training.job import RoundRefused, TrainingFailed
 from server import models_cli
 from server.adapter_cli import adapter_cli
@@ -57,6 +58,7 @@ class _OneSentence(TyperGroup):
             BrokenManifest,
             EraseFailed,
             ExportFailed,
+            JudgeFailed,
             KnowledgeFailed,
             ModelUnavailable,
             PullFailed,

@@ -42,6 +42,9 @@ def export(
     folder: Annotated[Path | None, typer.Argument(help="Where the export's own folder is made; else `export` in the data folder.")] = None,
     order: Annotated[list[str] | None, typer.Option(help="A regular expression of the shop's order numbers; may be repeated.")] = None,
     regenerate: Annotated[str, typer.Option(help="A running kefu (http://...): let it answer anew where no answer stands alone.")] = "",
+    judge: Annotated[
+        str, typer.Option(metavar="URL", help="A model (http://...) that chooses among new answers that are equally right.")
+    ] = "",
     without_redaction: Annotated[bool, typer.Option("--without-redaction", help="Leave personal data in. The audit log keeps it.")] = False,
 ) -> None:
     """Write what customers agreed to share as preference data, without their personal data. Nothing is sent anywhere."""
@@ -50,15 +53,20 @@ def export(
         orders = tuple(re.compile(each) for each in order or ())
     except re.error as error:
         raise typer.BadParameter(f"--order is no regular expression: {error}") from error
-    written, manifest = asyncio.run(_export(settings, folder or settings.data_dir / "export", orders, regenerate, not without_redaction))
+    written, manifest = asyncio.run(
+        _export(settings, folder or settings.data_dir / "export", orders, (regenerate, judge), not without_redaction)
+    )
     _show(written, manifest)
 
 
-async def _export(settings: Settings, folder: Path, orders: Sequence[re.Pattern[str]], url: str, is_redacted: bool) -> "tuple[Path, Json]":
+async def _export(
+    settings: Settings, folder: Path, orders: Sequence[re.Pattern[str]], urls: tuple[str, str], is_redacted: bool
+) -> "tuple[Path, Json]":
     # The database takes a second to import; other commands do not wait for it.
     from feedback.audit import Audit
     from feedback.database import Database, RecordUnavailable
     from feedback.export import Rules, read_snapshot, select_examples
+    from feedback.judge import ModelJudge
     from feedback.pairs import regenerate
     from feedback.redact import find
     from feedback.review import Reviews
@@ -78,9 +86,10 @@ async def _export(settings: Settings, folder: Path, orders: Sequence[re.Pattern[
         try:
             with closing(Database.open(settings.database_url, settings.data_dir)) as database:
                 snapshot = await database.read(lambda connection: read_snapshot(connection, gates))
-                if url:
+                if urls[0]:
                     step("asking for new answers")
-                    rows = await regenerate(snapshot.rows, _asker(url), gates, lambda case: turns_of(case, shop))
+                    judge = ModelJudge(urls[1]) if urls[1] else None
+                    rows = await regenerate(snapshot.rows, _asker(urls[0]), gates, lambda case: turns_of(case, shop), judge)
                     snapshot = replace(snapshot, rows=rows)
                 await Reviews(database).offer(snapshot.rows)
                 selection = select_examples(snapshot, rules, step)
@@ -159,7 +168,7 @@ def _asker(url: str) -> "Callable[[Sequence[Turn], int], Awaitable[list[str]]]":
     headers = {"Authorization": f"Bearer {os.environ.get('KEFU_API_KEY', 'none')}"}
 
     async def ask(turns: "Sequence[Turn]", count: int) -> list[str]:
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        messages = [turn.message for turn in turns]
         try:
             async with httpx.AsyncClient(base_url=url, timeout=ASK_TIMEOUT_S, headers=headers) as client:
                 model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]

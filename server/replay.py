@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Literal
 
 import httpx
 from rich.console import Console
 from rich.progress import Progress
 
 from feedback.evaluation import Change, Compared, Metrics, some_of
+from feedback.judge import Judge, both_orders
 from feedback.statistics import detectable, paired_difference, wilson
 from feedback.training.job import RoundRefused
 from feedback.training.verify import answer_of, is_right
@@ -23,8 +23,6 @@ from server.policy_cli import in_process, put_all
 from server.settings import ServerSettings, Settings
 
 Messages = list[dict[str, str]]
-# Which of two answers is better: (prompt, first, second).
-Judge = Callable[[Messages, str, str], Literal["first", "second", "tie"]]
 IN_FLIGHT, MAX_TOKENS = 4, 512
 out, err = Console(highlight=False, soft_wrap=True, markup=False), Console(stderr=True)
 
@@ -86,7 +84,7 @@ async def evaluate_round(
             for label, cases in sets.items():
                 names = (f"{base}:{adapter}" if adapter else base for adapter in adapters)
                 before, after = [await replay(http, name, cases, lambda: bar.advance(task)) for name in names]
-                compared[label] = compare(cases, before, after, judge)
+                compared[label] = await asyncio.to_thread(compare, cases, before, after, judge)
                 changes[label] = changed(cases, before, after)
     for adapter in adapters if with_no else ():
         engine = settings.engine.model_copy(update={"adapter": adapter})
@@ -139,7 +137,7 @@ def _rights(cases: Sequence[Case], side: Sequence[Said]) -> list[bool]:
 
 
 def _judged(cases: Sequence[Case], before: Sequence[Said], after: Sequence[Said], judge: Judge) -> tuple[int, int]:
-    """Wins and losses of `after`: only what the judge says with the two in either order counts."""
+    """Wins and losses of `after`."""
     differing = [(case.prompt, old.text, new.text) for case, old, new in zip(cases, before, after, strict=True) if old.text != new.text]
-    verdicts = [(judge(prompt, old, new), judge(prompt, new, old)) for prompt, old, new in differing]
-    return verdicts.count(("second", "first")), verdicts.count(("first", "second"))
+    verdicts = [both_orders(judge, prompt, old, new) for prompt, old, new in differing]
+    return verdicts.count("second"), verdicts.count("first")

@@ -1,7 +1,6 @@
 """`kefu round`: train an adapter on what was learnt, measure it, let it out by degrees, take it back."""
 
 import asyncio
-import importlib
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -18,6 +17,7 @@ from rich.table import Table
 from backends.adapter import AdapterRegistry, file_digest
 from backends.fit import this_machine
 from feedback.evaluation import Metrics, objections, write_changes
+from feedback.judge import ModelJudge
 from feedback.training.job import Job, Method, RoundRefused, TrainingFailed, train, trainer_here
 from feedback.training.rows import snapshot_sha256, too_few
 from server.agent_cli import ACTOR, HEAD_FILE
@@ -89,7 +89,7 @@ def evaluate(
     name: Name,
     sets: Annotated[list[Path] | None, typer.Option("--set", help="JSONL of prompts with answers; else the export's valid rows.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Questions of each set at most.")] = 400,
-    judge: Annotated[str, typer.Option(help="module:function that says which of two answers is better.")] = "",
+    judge: Annotated[str, typer.Option(metavar="URL", help="A model (http://...) that says which of two answers is better.")] = "",
     must_say_no: Annotated[bool, typer.Option(help='Also put the "must say no" set to both.')] = True,
 ) -> None:
     """Ask the same held-out questions with the adapter and with what is live now, and say what the difference is worth."""
@@ -101,9 +101,8 @@ def evaluate(
     paths = sets or [path for path in (trl / "grpo" / "valid.jsonl", trl / "dpo" / "valid.jsonl") if path.exists()][:1]
     cases = {path.stem: read_cases(path, limit) for path in paths}
     against = live.id if live and live.id != name else ""
-    module, _, function = judge.partition(":")
-    judges = getattr(importlib.import_module(module), function) if judge else None
-    metrics, changes = asyncio.run(evaluate_round(settings, (against, name), cases, judges, with_no=must_say_no))
+    asked = ModelJudge(judge) if judge else None
+    metrics, changes = asyncio.run(evaluate_round(settings, (against, name), cases, asked, with_no=must_say_no))
     # Somebody's rows may have been erased while this went on.
     is_stale = _run(settings, lambda rounds: rounds.get(name)).state == "stale_erased"
     write_changes(settings.data_dir, name, {} if is_stale else changes)

@@ -1,0 +1,82 @@
+"""The judge: a model that says which of two answers is better, under a written constitution. Never on the reply path."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+Better = Literal["first", "second", "tie"]
+Messages = Sequence[Mapping[str, str]]
+# (prompt, first, second)
+Judge = Callable[[Messages, str, str], Better]
+CONSTITUTION = Path(__file__).with_name("constitution.md")
+TIMEOUT_S = 600.0
+SCHEMA = {
+    "type": "object",
+    "properties": {"article": {"type": "integer", "minimum": 0, "maximum": 8}, "better": {"enum": ["first", "second", "tie"]}},
+    "required": ["article", "better"],
+    "additionalProperties": False,
+}
+ASKED = 'Name the article that decides (0 for a tie) and the better answer: {"article": 0-8, "better": "first" | "second" | "tie"}'
+
+
+class JudgeFailed(Exception):
+    """The judge cannot be asked; the message is one sentence."""
+
+
+class ModelJudge:
+    """Asks an OpenAI-compatible server, such as a running kefu, once a comparison. A key is taken from KEFU_API_KEY."""
+
+    def __init__(self, url: str) -> None:
+        """Raises JudgeFailed."""
+        headers = {"Authorization": f"Bearer {os.environ.get('KEFU_API_KEY', 'none')}"}
+        try:
+            self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=headers)
+            self._model = self._http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+            raise JudgeFailed(f"{url} serves no model to judge with: {error}") from error
+
+    def __call__(self, prompt: Messages, first: str, second: str) -> Better:
+        """What does not come as it was asked for is a tie. Raises JudgeFailed."""
+        # As JSON no text can end early and speak for the judge.
+        material = json.dumps({"conversation": [dict(turn) for turn in prompt], "first": first, "second": second}, ensure_ascii=False)
+        body = {
+            "model": self._model,
+            "messages": [
+                {"role": "system", "content": CONSTITUTION.read_text("utf-8")},
+                {"role": "user", "content": f"{material}\n\n{ASKED}"},
+            ],
+            "temperature": 0,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}},
+        }
+        try:
+            reply = self._http.post("/v1/chat/completions", json=body).raise_for_status()
+        except httpx.HTTPError as error:
+            raise JudgeFailed(f"the judge gave no verdict: {error}") from error
+        try:
+            said = json.loads(reply.json()["choices"][0]["message"]["content"])["better"]
+        except (ValueError, LookupError, TypeError):
+            return "tie"
+        return said if said in ("first", "second") else "tie"
+
+
+def both_orders(judge: Judge, prompt: Messages, first: str, second: str) -> Better:
+    """The better one of two when the judge says so whichever stands first; else a tie. Judges like what they read first."""
+    match judge(prompt, first, second), judge(prompt, second, first):
+        case "first", "second":
+            return "first"
+        case "second", "first":
+            return "second"
+    return "tie"
+
+
+def best_of(answers: Sequence[str], prompt: Messages, judge: Judge | None) -> str:
+    """The answer that no later one beats; the first without a judge."""
+    best, *others = dict.fromkeys(answers)
+    for other in others:
+        if judge is not None and both_orders(judge, prompt, best, other) == "second":
+            best = other
+    return best
