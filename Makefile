@@ -64,6 +64,9 @@ fmt: .venv/.setup-dev ## format the code
 bench: .venv/.setup-dev ## measure; ARGS="--peer llama-server --model PATH" measures llama.cpp's own server beside it
 	@$(BIN)/python -m bench $(ARGS)
 
+loop: .venv/.setup-train .venv/.setup-dev ## a simulated month end to end, from conversations to a rollback; ARGS="--conversations 200" for a short one
+	@$(BIN)/python -m bench.month $(ARGS)
+
 e2e: .venv/.setup-dev ## only the browser tests
 	@$(BIN)/python -m pytest -m e2e $(ARGS)
 
@@ -81,4 +84,4 @@ lock: .venv/.setup-dev ## resolve the dependencies again into requirements/ (nee
 	done
 	@awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirements/train.txt > requirements/.train && mv requirements/.train requirements/train.txt
 
-.PHONY: help setup train run test check fmt bench e2e soak ends lock
+.PHONY: help setup train run test check fmt bench loop e2e soak ends lock

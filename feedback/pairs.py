@@ -15,7 +15,7 @@ from feedback.grams import terms
 from feedback.judge import Judge, best_of
 from feedback.record import Message, newest_branch, read_messages
 from feedback.rewards import Action, action_of, agrees, language_of, length_fits, numbers_in, numbers_supported, well_formed
-from feedback.tables import citation, conversation, message, passage, retrieval, signal
+from feedback.tables import citation, conversation, message, passage, retrieval
 
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
 Kind = Literal["dpo", "kto", "sft", "grpo"]
@@ -56,22 +56,6 @@ class Weighed(Protocol):
     def weight(self) -> float: ...
     @property
     def reason(self) -> str | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class AsStored:
-    """A signal that counts as much as was decided when it came."""
-
-    signal: Signal
-    weight: float
-    reason: str | None = None
-
-
-def as_stored(connection: Connection) -> list[AsStored]:
-    """Every signal that no later one retracts."""
-    rows = connection.execute(select(signal).order_by(signal.c.seq)).all()
-    retracted = {row.retracts_id for row in rows}
-    return [AsStored(row, row.weight, row.reason) for row in rows if row.id not in retracted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +203,7 @@ class Chat:
         turns = tuple(Turn("user" if each.role == "user" else "assistant", each.text) for each in branch)
         answers = (each for each in self.said if each.reply_to_id == question.id and each.completion_id)
         passages = next((found for each in answers if (found := self.passages.get(str(each.completion_id)))), ())
-        return Case(self.id, self.visitor_id, self.language, question.id, question.created_at_ms, turns, passages)
+        return Case(self.id, self.visitor_id, self.language, question.id, question.created_at_ms, turns, _numbered(passages, self.said))
 
     def question_of(self, answer: Message) -> Message | None:
         """What an answer answers; an agent's, who replies to nothing in particular, the last thing asked that was no call for them."""
@@ -227,6 +211,15 @@ class Chat:
         if answer.reply_to_id:
             return next((each for each in asked if each.id == answer.reply_to_id), None)
         return next((each for each in reversed(asked) if not _calls_person(each.text)), asked[-1] if asked else None)
+
+
+def _numbered(passages: Sequence[Passage], said: Sequence[Message]) -> tuple[Passage, ...]:
+    """Under the numbers that the conversation cites them by, so that a later answer's `[n]` means here what it meant there."""
+    numbers = {one.passage_id: one.number for each in reversed(said) for one in each.citations}
+    kept = {numbers[each.id]: each for each in passages if each.id in numbers}
+    free = (number for number in range(1, len(passages) + len(kept) + 1) if number not in kept)
+    placed = kept | dict(zip(free, (each for each in passages if each not in kept.values()), strict=False))
+    return tuple(replace(placed[number], number=number) for number in sorted(placed))
 
 
 def _calls_person(text: str) -> bool:

@@ -11,9 +11,11 @@ from sqlalchemy import Connection
 
 from feedback.database import Database
 from feedback.export import Example, Rules, Selection, Snapshot, read_snapshot, select_examples
-from feedback.pairs import AsStored, Gates, Turn, Weighed, as_stored, make_rows
+from feedback.pairs import Gates, Turn, make_rows
 from feedback.record import NotFound, Record
+from feedback.signals import weighed
 from feedback.similar import near_duplicates
+from feedback.weighing import Weighed
 from feedback.writers import Json, Shop, turns_of, write_export
 from tests.feedback.shopper import ASKED, DAYS, Talk, worked_example
 
@@ -76,7 +78,7 @@ async def test_what_caps_leave_of_a_signal_is_what_it_counts_and_a_guess_is_kept
 
     def weigh(connection: Connection) -> list[Weighed]:
         capped = {"rephrase": (0.0, "needs_review"), "correction": (0.05, "visitor_day"), "gratitude": (0.0, "quarantine: burst")}
-        return [AsStored(one.signal, *capped[one.signal.kind]) for one in as_stored(connection)]
+        return [Weighed(one.signal, *capped[one.signal.kind]) for one in weighed(connection)]
 
     read = await database.read(lambda connection: read_snapshot(connection, Gates(), weigh))
     (bad,) = [row for row in read.rows if row.kind == "kto"]

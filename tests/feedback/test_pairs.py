@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedback.pairs import Case, Evidence, Gates, Row, Turn, leaned_on, make_rows, regenerate, strength
+from feedback.pairs import Case, Evidence, Gates, Passage, Row, Turn, leaned_on, make_rows, regenerate, strength
+from feedback.record import Citation
 from tests.feedback.shopper import ASKED, DAYS, HOW_TO, RESTATED, Talk, worked_example
 
 GATES = Gates()
@@ -196,3 +197,14 @@ def test_no_prompt_holds_what_was_said_after_its_question(steps: list[tuple[str,
         assert row.case.turns[-1].role == "user"
         assert all(seqs[turn.content] <= asked for turn in row.case.turns)
         assert all(seqs[text] > asked for text in (row.answer, row.rejected) if text)
+
+
+def test_passages_stand_under_the_numbers_that_the_conversation_cites_them_by() -> None:
+    """What an answer saw is known best first; a later answer's `[5]` says where the fifth one stood."""
+    talk = Talk()
+    first = talk.answers("Standard shipping.", to=talk.asks("What is the boomerang window?"))
+    second = talk.answers("Thirty days [5].", to=talk.asks("How long may I return it?"))
+    returns, shipping = Passage(1, "returns", "Returns", "30 days."), Passage(2, "shipping", "Shipping", "4 days.")
+    talk.said[-1] = replace(second, citations=(Citation(5, "returns", "Returns", "30 days."),))
+    chat = replace(talk.chat(), passages={str(first.completion_id): (returns, shipping)})
+    assert [(each.number, each.id) for each in chat.case(talk.said[0]).passages] == [(1, "shipping"), (5, "returns")]

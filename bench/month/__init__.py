@@ -1,0 +1,1 @@
+"""A scripted month over the real desk: customers, their signals, a round of training and what became of it."""
