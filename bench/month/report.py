@@ -76,7 +76,7 @@ def _charts(outcome: Outcome) -> list[Chart]:
     kinds, sides, ends = ("slang", "plain"), ("after", "before"), {"is_met": "in the end", "was_right": "at once"}
     sampled = [[_share(told, kind, "was_right") for told in outcome.samples.values()] for kind in kinds]
     found = [(f"{name}, {label}", each) for name, metrics in outcome.rounds.items() for label, each in metrics.sets.items()]
-    changed = [[Measure(*getattr(each, side), each.num) for _, each in found] for side in sides]
+    changed = [[Measure(*(*getattr(each, side), each.num)) for _, each in found] for side in sides]
     told = [[_share(outcome.told, kind, name) for kind in (*kinds, "hostile")] for name in ends]
     weeks = [[getattr(each, name) for each in outcome.weeks] for name in ("liked", "asked_again")]
     charts = (
