@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from bench.month.customers import Told, cases, measured, read_script, visit
 from bench.month.house import House
 from bench.month.report import Outcome, Step, write_report
 from feedback.export import read_snapshot
-from feedback.insights import DAY_MS, Insights
+from feedback.insights import DAY_MS
 from feedback.lookback import Lookback
 from feedback.record import now_ms
 from feedback.review import Reviews
@@ -50,38 +51,41 @@ class Month:
 
     def __init__(self, house: House, outcome: Outcome, options: argparse.Namespace) -> None:
         self._house, self._outcome, self._options = house, outcome, options
-        self._data, self._script, self._began_ms = Path(os.environ["KEFU_DATA_DIR"]), read_script(), now_ms() - NUM_DAYS * DAY_MS
+        self._data, self._script = Path(os.environ["KEFU_DATA_DIR"]), read_script()
         self._export, self._kinds = Path(), dict[str, str]()
 
     async def play(self) -> None:
-        """Every step in order. Raises CalledProcessError when a command of ours fails."""
+        """Every step in order; what the gates stop goes no further. Raises CalledProcessError when a command of ours fails."""
         await self._take("conversations", self.talk())
         await self._take("signals", self.weigh())
         await self._take("sample before", self.sample("before"))
         await self._take("review", self.review())
         await self._take("export", self.export())
         await self._take("round", self.train("round-1", self._export))
-        await self._take("evaluation", self.evaluate("round-1"))
-        await self._take("canary", self.canary())
-        await self._take("promotion", self.promote())
-        await self._take("sample after", self.sample("after"))
+        is_out = await self._take("evaluation", self.evaluate("round-1")) and await self._take("canary", self.canary())
+        if is_out:
+            await self._take("promotion", self.promote())
+            await self._take("sample after", self.sample("after"))
         await self._take("poisoned round", self.poison())
-        await self._take("rollback", self.rollback())
+        if is_out:
+            await self._take("rollback", self.rollback())
         if self._options.grpo:
             await self._take("GRPO round", self.train("round-3", self._export, "grpo"))
             await self._take("GRPO evaluation", self.evaluate("round-3"))
 
-    async def _take(self, name: str, work: Awaitable[Held]) -> None:
+    async def _take(self, name: str, work: Awaitable[Held]) -> bool:
         began = time.monotonic()
         held, said = await work
         step = Step(name, held, said, time.monotonic() - began)
         self._outcome.steps.append(step)
         console.print(f"{name}{'' if held else ' DID NOT HOLD'}, {step.seconds:.0f} s: {said}")
+        return held
 
     async def talk(self) -> Held:
         """The month's conversations, spread over its days: the weakness must show."""
-        num = self._options.conversations
-        self._outcome.told = told = await self._all("conversations", num, lambda at: self._visit(at, NUM_DAYS * DAY_MS * at // num))
+        num, began_ms = self._options.conversations, now_ms() - NUM_DAYS * DAY_MS
+        came = partial(visit, self._house, self._script, SEED)
+        self._outcome.told = told = await self._all("conversations", num, lambda at: came(at, began_ms + NUM_DAYS * DAY_MS * at // num))
         self._kinds = {each.conversation_id: each.kind for each in told}
         return _right(told, "slang") < _right(told, "plain"), ", ".join(
             f"{num} {kind} ({_right(told, kind):.0%} right at once)" for kind, num in Counter(self._kinds.values()).items()
@@ -94,7 +98,6 @@ class Month:
         for each in ledger:
             num, weight = self._outcome.signals.get(each.signal.kind, (0, 0.0))
             self._outcome.signals[each.signal.kind] = num + 1, weight + each.weight
-        self._outcome.weeks = (await Insights(self._house.database).overview(NUM_DAYS // 7 + 2, "week")).slices
         ill = [each for each in ledger if self._kinds[each.signal.conversation_id] == "hostile"]
         num_held = sum((each.reason or "").startswith("quarantine") for each in ledger)
         share, weight = len(ill) / len(ledger), sum(each.weight for each in ill) / sum(each.weight for each in ledger)
@@ -115,7 +118,7 @@ class Month:
         """Two raters who know the truth: honest signals leave quarantine, and each pair is judged twice."""
         database, reviews = self._house.database, Reviews(self._house.database)
         held = [each.signal for each in await database.read(weighed) if (each.reason or "").startswith("quarantine")]
-        honest = [each.id for each in held if self._kinds[each.conversation_id] != "hostile"]
+        honest = [each.id for each in held if self._kinds.get(each.conversation_id) != "hostile"]
         await Signals(database).release(honest, "rater one")
         snapshot = await database.read(lambda connection: read_snapshot(connection, make_gates(load_policy(DEMO))))
         await reviews.offer(snapshot.rows)
@@ -139,10 +142,7 @@ class Month:
         return not num_pairs, f"{told}; {await asyncio.to_thread(self._load)}"
 
     def _load(self) -> str:
-        try:
-            load = import_module("datasets").load_dataset
-        except ImportError:
-            return "no loader is installed"
+        load = import_module("datasets").load_dataset
         files = [*sorted(self._export.glob("trl*/*/*.jsonl")), *self._export.glob("verl/*.json")]
         num = sum(len(load("json", data_files=str(path), cache_dir=str(self._data / "loaders"))["train"]) for path in files)
         return f"the loader read {num} rows of {len(files)} files"
@@ -173,7 +173,7 @@ class Month:
         await self._kefu("round", "promote", "round-1", "--share", CANARY_SHARE)
         await self._house.follow()
         began_at, num = self._options.conversations, max(20, self._options.conversations // 10)
-        await self._all("canary", num, lambda at: self._visit(began_at + at, now_ms() - self._began_ms))
+        await self._all("canary", num, lambda at: visit(self._house, self._script, SEED, began_at + at, now_ms()))
         arms = await self._house.rounds.arms(await self._house.rounds.get("round-1"))
         await self._house.follow()
         told = "{} answers of the round, {} of them against the policy; {} and {} of the model itself"
@@ -204,9 +204,6 @@ class Month:
         await self._measure(0)
         took_s, serving = time.monotonic() - began, await self._house.rounds.serving()
         return serving == (None, None) and took_s < MAX_ROLLBACK_S, f"{said.strip()} Its first answer came {took_s:.1f} s after the command"
-
-    def _visit(self, number: int, later_ms: int) -> Awaitable[Told]:
-        return visit(self._house, self._script, SEED, number, self._began_ms + later_ms)
 
     def _measure(self, number: int) -> Awaitable[Told]:
         return measured(self._house, self._script, SEED, number, now_ms())
@@ -259,6 +256,8 @@ def main() -> None:
     options = parser.parse_args()
     data = (options.data or Path(tempfile.mkdtemp(prefix="kefu-month-"))).absolute()
     data.mkdir(parents=True, exist_ok=True)
+    if any(data.iterdir()):
+        parser.error(f"{data} is not empty")
     for name in [name for name in os.environ if name.startswith("KEFU_")]:
         del os.environ[name]
     os.environ |= {"KEFU_DATA_DIR": str(data), "KEFU_ENGINE__THREADS": str(options.threads)}

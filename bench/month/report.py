@@ -8,7 +8,7 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bench.month.customers import Told
-from feedback.insights import By, Measure, Slice
+from feedback.insights import Measure
 from server.console.charts import Drawing, draw_measures
 from server.replay import Metrics
 from server.routes.insights import say, say_interval
@@ -35,7 +35,6 @@ class Outcome:
     steps: list[Step] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     samples: dict[str, list[Told]] = field(default_factory=dict)
-    weeks: list[Slice] = field(default_factory=list)
     signals: dict[str, tuple[int, float]] = field(default_factory=dict)
     rounds: dict[str, Metrics] = field(default_factory=dict)
 
@@ -49,11 +48,10 @@ class Chart:
     series: Sequence[str]
     slices: Sequence[str]
     rows: Sequence[Sequence[Measure]]
-    by: By = "adapter"
 
     @property
     def drawing(self) -> Drawing:
-        return draw_measures(self.rows, self.by)
+        return draw_measures(self.rows, "adapter")
 
 
 def write_report(outcome: Outcome, folder: Path) -> Path:
@@ -78,12 +76,10 @@ def _charts(outcome: Outcome) -> list[Chart]:
     found = [(f"{name}, {label}", each) for name, metrics in outcome.rounds.items() for label, each in metrics.sets.items()]
     changed = [[Measure(*(*getattr(each, side), each.num)) for _, each in found] for side in sides]
     told = [[_share(outcome.told, kind, name) for kind in (*kinds, "hostile")] for name in ends]
-    weeks = [[getattr(each, name) for each in outcome.weeks] for name in ("liked", "asked_again")]
     charts = (
         Chart("Right answers", "Held-out questions, put to the desk before the round and after it.", kinds, [*outcome.samples], sampled),
         Chart("Evaluations", "What each round did to held-out questions.", sides, [name for name, _ in found], changed),
         Chart("Conversations", "Who got a right answer.", [*ends.values()], (*kinds, "hostile"), told),
-        Chart("By week", "Of votes and of answers.", ("liked", "asked again"), [each.key for each in outcome.weeks], weeks, "week"),
     )
     return [chart for chart in charts if any(measure.num for row in chart.rows for measure in row)]
 

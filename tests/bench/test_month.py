@@ -22,7 +22,7 @@ from server.export_cli import make_gates
 from server.replay import Compared, Metrics
 from server.settings import EngineSettings, Settings
 
-NUMBERS = (3, 0, 1, 19)  # by the seed, a plain customer, two who speak slang, one who means ill
+NUMBERS = (3, 0, 19)  # by the seed, a plain customer, one who speaks slang, one who means ill
 SCRIPT = read_script()
 
 
@@ -32,7 +32,7 @@ async def test_a_few_of_its_customers_are_recorded_as_real_ones_are(tmp_path: Pa
     began_ms = now_ms() - 30 * DAY_MS
     async with House(settings).living() as house:
         told = [await visit(house, SCRIPT, "test", number, began_ms + number * DAY_MS) for number in NUMBERS]
-        assert [each.kind for each in told] == ["plain", "slang", "slang", "hostile"]
+        assert [each.kind for each in told] == ["plain", "slang", "hostile"]
         ledger = await house.database.read(read_ledger)
         whose = {each.conversation_id: each.kind for each in told}
         assert {whose[each.conversation_id] for each in ledger} == set(whose.values())
