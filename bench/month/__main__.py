@@ -101,7 +101,7 @@ class Month:
         ill = [each for each in ledger if self._kinds[each.signal.conversation_id] == "hostile"]
         num_held = sum((each.reason or "").startswith("quarantine") for each in ledger)
         share, weight = len(ill) / len(ledger), sum(each.weight for each in ill) / sum(each.weight for each in ledger)
-        told = f"{len(ledger)}, of them {num_held} in quarantine; the hostile gave {share:.1%} of them and have {weight:.1%} of the weight"
+        told = f"{len(ledger)} signals, {num_held} in quarantine; the hostile gave {share:.1%} and have {weight:.1%} of the weight"
         return weight < share or not ill, told
 
     async def sample(self, when: str) -> Held:
@@ -138,7 +138,8 @@ class Month:
         rows = [row for row in _lines(self._export / PROVENANCE) if row["conversation"] in ill]
         num_pairs = sum(str(row["row_id"]).startswith("dpo") for row in rows)
         counts = json.loads((self._export / "manifest.json").read_text(encoding="utf-8"))["counts"]
-        told = f"{counts}; of hostile conversations {len(rows)} rows, {num_pairs} of them pairs"
+        told = ", ".join(f"{num} {kind}" for kind, num in counts.items())
+        told = f"{told}; of hostile conversations {len(rows)} rows, {num_pairs} of them pairs"
         return not num_pairs, f"{told}; {await asyncio.to_thread(self._load)}"
 
     def _load(self) -> str:
