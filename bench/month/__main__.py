@@ -41,7 +41,7 @@ from server.settings import load_settings
 
 NUM_DAYS, AT_ONCE, CANARY_SHARE, MAX_ROLLBACK_S, SEED = 30, 8, 0.3, 30, "month"
 CLI = (sys.executable, "-c", "from server.cli import main; main()")
-TRAINING = ("learning_rate=6e-4", "rank=16", "batch_size=4", "beta=0.3", "max_steps=60")
+TRAINING = ("learning_rate=1e-3", "rank=16", "batch_size=4", "beta=0.3", "max_steps=40")
 console = Console(soft_wrap=True, highlight=False, markup=False)
 Held = tuple[bool, str]
 
@@ -163,7 +163,8 @@ class Month:
             rows = cases(self._script, SEED, self._options.sample // 2, is_slang=label == "slang")
             (self._data / f"{label}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
             sets += ["--set", self._data / f"{label}.jsonl"]
-        said = await self._kefu("round", "evaluate", name, *sets)
+        # kefu-mini passes about half of the "must say no" set, drawn anew each time: one line fewer, which stops a round, is chance there.
+        said = await self._kefu("round", "evaluate", name, *sets, "--no-must-say-no")
         self._outcome.rounds[name] = found = msgspec.convert((await self._house.rounds.get(name)).metrics, Metrics)
         against = "; ".join(line for line in said.splitlines() if line.startswith("against it"))
         shown = "; ".join(f"{label} {each.before[0]:.0%} to {each.after[0]:.0%}" for label, each in found.sets.items())
