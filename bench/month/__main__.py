@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.month.customers import Told, cases, measured, read_script, visit
 from bench.month.house import House
 from bench.month.report import Outcome, Step, write_report
+from feedback.evaluation import Metrics
 from feedback.export import read_snapshot
 from feedback.insights import DAY_MS
 from feedback.lookback import Lookback
@@ -36,7 +37,6 @@ from feedback.statistics import paired_difference
 from feedback.writers import PROVENANCE, conversation_hash
 from server.desk.policy_file import DEMO, load_policy
 from server.export_cli import make_gates
-from server.replay import Metrics
 from server.settings import load_settings
 
 NUM_DAYS, AT_ONCE, CANARY_SHARE, MAX_ROLLBACK_S, SEED = 30, 8, 0.3, 30, "month"

@@ -8,9 +8,9 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bench.month.customers import Told
+from feedback.evaluation import Metrics
 from feedback.insights import Measure
 from server.console.charts import Drawing, draw_measures
-from server.replay import Metrics
 from server.routes.insights import say, say_interval
 
 HERE, CSS = Path(__file__).parent, Path(__file__).parents[2] / "web" / "static" / "css"

@@ -12,6 +12,7 @@ import pytest
 from bench.month.customers import NUM_HOSTILE_NETWORKS, SYSTEM, cases, measured, read_script, visit
 from bench.month.house import House
 from bench.month.report import Outcome, Step, render, write_report
+from feedback.evaluation import Compared, Metrics
 from feedback.export import read_snapshot
 from feedback.insights import DAY_MS, Insights
 from feedback.record import now_ms
@@ -19,7 +20,6 @@ from feedback.signals import read_ledger, weighed
 from feedback.training.verify import is_right
 from server.desk.policy_file import DEMO, load_policy
 from server.export_cli import make_gates
-from server.replay import Compared, Metrics
 from server.settings import EngineSettings, Settings
 
 NUMBERS = (3, 0, 19)  # by the seed, a plain customer, one who speaks slang, one who means ill
