@@ -71,7 +71,7 @@ def render(outcome: Outcome) -> str:
 
 def _charts(outcome: Outcome) -> list[Chart]:
     """What there is something to show of."""
-    kinds, sides, ends = ("slang", "plain"), ("after", "before"), {"is_met": "in the end", "was_right": "at once"}
+    kinds, sides, ends = ("slang", "plain"), ("before", "after"), {"is_met": "in the end", "was_right": "at once"}
     sampled = [[_share(told, kind, "was_right") for told in outcome.samples.values()] for kind in kinds]
     found = [(f"{name}, {label}", each) for name, metrics in outcome.rounds.items() for label, each in metrics.sets.items()]
     changed = [[Measure(*(*getattr(each, side), each.num)) for _, each in found] for side in sides]
