@@ -343,7 +343,7 @@ def _pair(chat: Chat, rejected: Message, row: Row, gates: Gates) -> Row:
         elif is_same or is_linked:
             restated = [each.text for each in chat.said if each.role == "user" and rejected.seq < each.seq < later.seq]
             if not is_same and not gates.stands_alone(later.text, row.case, restated):
-                return replace(row, reference=later.text, problem=row.problem or "needs_regeneration")
+                return replace(row, reference=later.text, problem="due_refusal" if row.problem == "due_refusal" else "needs_regeneration")
             return _chosen(row, later, gates)
     return replace(row, problem=row.problem or "nothing_accepted")
 

@@ -57,6 +57,7 @@ _LANDLINE = re.compile(r"0(?:10|2\d|[3-9]\d\d)[2-9]\d{6,7}")
 _SERVICE = re.compile(r"[48]00\d{7}")
 _NORTH_AMERICAN = re.compile(r"1?[2-9]\d\d[2-9]\d{6}")
 _PROVINCES = re.compile("1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]|71|8[12]|91")
+MAX_PASSES = 8
 # Issuer ranges (ISO/IEC 7812): UnionPay 62, Visa 4, Mastercard 51-55 and 2221-2720, Amex 34 and 37, JCB 35, Diners 30, 36, 38, Discover.
 _BRANDS = re.compile(
     r"62\d{14,17}|4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|35\d{14}|3[068]\d{12}"
@@ -88,8 +89,18 @@ class Redactor:
     _names: dict[tuple[Kind, str], str] = field(default_factory=dict)
 
     def redact(self, text: str) -> str:
+        found = self.find(text)
+        # What stood before a number that is gone now may be read as one of its own.
+        for _ in range(MAX_PASSES):
+            if not found:
+                break
+            text = self._without(text, found)
+            found = [one for one in find(text) if one.value not in self.public]
+        return text
+
+    def _without(self, text: str, found: Sequence[Found]) -> str:
         parts, place = [], 0
-        for one in self.find(text):
+        for one in found:
             parts += [text[place : one.start], self._name(one)]
             place = one.end
         return "".join([*parts, text[place:]])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from feedback.database import Database
 from feedback.record import Record
@@ -16,6 +17,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 WEIGHTS = Path(__file__).parents[1] / "backends" / "mini" / "weights"
 MINI = WEIGHTS / "kefu-mini.gguf"
+
+
+# `make test` says the same of the same code twice; `make soak` looks for examples that nobody has seen.
+settings.register_profile("same", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile("new", deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("new" if config.option.markexpr == "soak" else "same")
 
 
 def has_ipv6_loopback() -> bool:

@@ -31,13 +31,14 @@ def test_the_worked_example() -> None:
     assert question.answer == DAYS
 
 
-def test_an_answer_that_leans_on_a_later_turn_has_to_be_made_anew() -> None:
+@pytest.mark.parametrize("prob", [1.0, 0.6])
+def test_an_answer_that_leans_on_a_later_turn_has_to_be_made_anew(prob: float) -> None:
     talk = Talk()
     talk.asks(ASKED)
     first = talk.answers(HOW_TO)
     talk.asks("我说的是信用卡付的款,3-5 天?")
     second = talk.answers("信用卡退款 3-5 个工作日到账 [1]。")
-    talk.signal(first, "rephrase", -1)
+    talk.signal(first, "rephrase", -1, prob)
     talk.signal(second, "thumb", 1)
     (pair,) = rows(talk, "dpo")
     assert (pair.answer, pair.reference, pair.problem) == (None, second.text, "needs_regeneration")

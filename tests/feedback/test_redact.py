@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from feedback.redact import Redactor, find, is_cn_id, is_luhn
@@ -87,6 +87,10 @@ def test_what_the_shop_publishes_stays() -> None:
     )
 
 
+def test_what_a_number_hid_is_redacted_too() -> None:
+    assert Redactor().redact("电话 5550142a5550143b5550144") == "电话 [PHONE_3]a[PHONE_2]b[PHONE_1]"
+
+
 def test_checksums_against_published_examples() -> None:
     assert is_luhn("4111111111111111") and not is_luhn("4111111111111112")
     assert is_cn_id("11010519491231002X") and is_cn_id("440524188001010014")
@@ -99,6 +103,7 @@ PIECES = st.sampled_from(
 
 
 @settings(max_examples=200, deadline=None)
+@example("电话0000000a0000000")
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join), st.text(alphabet="0123456789 -X", max_size=60), st.from_regex(r"\d{18}")))
 def test_any_text_is_redacted_and_stays_redacted(text: str) -> None:
     redactor = Redactor()

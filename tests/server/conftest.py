@@ -10,7 +10,6 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from hypothesis import settings as hypothesis_settings
 
 from server.auth import KeyRing
 from server.chat.service import ChatService
@@ -22,9 +21,6 @@ from server.routes.health import health_router
 from server.routes.openai import openai_router
 from server.settings import ServerSettings
 from tests.server.fakes import ByteTokenizer, ScriptedEngine
-
-hypothesis_settings.register_profile("kefu", deadline=None, max_examples=60)
-hypothesis_settings.load_profile("kefu")
 
 MakeApp = Callable[..., FastAPI]
 
