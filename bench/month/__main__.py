@@ -41,7 +41,7 @@ from server.settings import load_settings
 
 NUM_DAYS, AT_ONCE, CANARY_SHARE, MAX_ROLLBACK_S, SEED = 30, 8, 0.3, 30, "month"
 CLI = (sys.executable, "-c", "from server.cli import main; main()")
-TRAINING = ("learning_rate=1e-3", "rank=16", "batch_size=4", "beta=0.3", "max_steps=40")
+TRAINING = ("learning_rate=5e-4", "rank=16", "batch_size=4", "beta=0.3", "max_steps=40")
 console = Console(soft_wrap=True, highlight=False, markup=False)
 Held = tuple[bool, str]
 
