@@ -123,7 +123,7 @@ def test_from_the_question_to_a_thumb_on_disk_and_back_after_a_reload(page: Page
     page.locator(".reasons textarea").fill("say it shorter")
     page.locator(".reasons [type=submit]").click()
     expect(page.locator(".reasons")).to_have_count(0)
-    value, tags, comment = rows(data_dir, "select value, tags, comment from signal order by seq desc limit 1")[0]
+    value, tags, comment = rows(data_dir, "select value, tags, comment from signal where kind = 'thumb' order by seq desc limit 1")[0]
     assert (value, json.loads(str(tags)), comment) == (-1, ["unclear"], "say it shorter")
 
     page.reload()

@@ -45,7 +45,7 @@ def test_a_visit_is_kept_whole_and_a_customer_is_known(tmp_path: Path, model_pat
                 finished(frame, "How much is express shipping?")
                 expect(frame.locator(".question")).to_have_count(1)
             data = tmp_path / "data"
-            assert rows(data, "select kind, value from signal order by seq") == [("regenerate", -1.0), ("edit", -1.0)]
+            assert rows(data, "select kind, value from signal where kind <> 'ask' order by seq") == [("regenerate", -1.0), ("edit", -1.0)]
             assert rows(data, "select count(*), count(replaces_id) from message") == [(5, 2)]
             now = int(time.time())
             token = signed(iat=now, exp=now + 60)
