@@ -260,11 +260,21 @@ def _is_failing(connection: Connection, conversation_id: str) -> bool:
     decision = message.alias()
     by_hand = exists().where(decision.c.id == message.c.reply_to_id, decision.c.client_message_id == tool_call.c.id)
     by_hand = by_hand.where(tool_call.c.status == "declined")
-    answers = and_(message.c.conversation_id == conversation_id, message.c.role == "assistant", message.c.created_at_ms > since, ~by_hand)
-    last = read_messages(connection, answers)[-NUM_FAILURES:]
-    asked_again = select(signal.c.completion_id).where(signal.c.conversation_id == conversation_id, signal.c.kind == "rephrase")
-    rephrased = set(connection.execute(asked_again.where(signal.c.weight > 0)).scalars())
-    return len(last) == NUM_FAILURES and all(_failed(answer) or answer.completion_id in rephrased for answer in last)
+    mine = and_(message.c.conversation_id == conversation_id, message.c.role.in_(("user", "assistant")), ~by_hand)
+    repeats = select(signal.c.source_message_id).where(signal.c.conversation_id == conversation_id, signal.c.kind == "rephrase")
+    asked_again = set(connection.execute(repeats.where(signal.c.weight > 0)).scalars())
+    failed: list[bool | None] = []
+    asks_again = False
+    for said in read_messages(connection, and_(mine, message.c.created_at_ms > since)):
+        if said.role == "assistant":
+            unknown = asks_again and not said.thumb
+            failed.append(_failed(said) or (None if unknown else False))
+        else:
+            asks_again = said.id in asked_again
+            failed[-1:] = [True if asks_again else failed[-1]] if failed else []
+    # Of the answer to what was asked again nothing is known yet: until then the two before it count.
+    last = failed[-NUM_FAILURES - 1 : -1] if failed and failed[-1] is None else failed[-NUM_FAILURES:]
+    return len(last) == NUM_FAILURES and all(last)
 
 
 def _failed(answer: Message) -> bool:

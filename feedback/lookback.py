@@ -40,17 +40,22 @@ class Lookback:
         self._signals = signals
         self._clock = clock
         self._kept: asyncio.Queue[str] = asyncio.Queue()
+        self.on_looked: Callable[[str], object] = lambda conversation_id: None
 
     def kept(self, conversation_id: str) -> None:
         """Something was said in a conversation; `run` will look at it."""
         self._kept.put_nowait(conversation_id)
 
     async def run(self) -> None:
-        """Look at what a crash left out, then at each conversation that goes on, and hourly for silence; until cancelled."""
+        """Look at what a crash left out, then at each conversation that goes on, and hourly for silence; until cancelled.
+
+        `on_looked` is told of each that goes on, once its signals are written.
+        """
         conversation_id: str | None = None
         while True:
             try:
-                await self.sweep(conversation_id)
+                if await self.sweep(conversation_id) and conversation_id:
+                    self.on_looked(conversation_id)
             except RecordUnavailable as error:
                 log.warning("nothing was looked back at: %s", error)
             conversation_id = None

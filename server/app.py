@@ -172,7 +172,7 @@ def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: 
 
     desk.asks = signals.asks = asks
     lookback = Lookback(database, signals)
-    handoffs.on_kept = lookback.kept
+    handoffs.on_kept, lookback.on_looked = lookback.kept, handoffs.failures_seen
     return signals, lookback
 
 

@@ -187,10 +187,14 @@ class Handoffs:
         if await self._inbox.is_failing(conversation_id):
             self.soon(conversation_id, "failure")
 
+    def failures_seen(self, conversation_id: str) -> None:
+        """`check_failures`, in a task of its own."""
+        self._spawn(self.check_failures(conversation_id))
+
     def _answer_kept(self, conversation_id: str) -> None:
         self._bell.ring()
         self.on_kept(conversation_id)
-        self._spawn(self.check_failures(conversation_id))
+        self.failures_seen(conversation_id)
 
     async def _check_failed(self, conversation: Conversation, asked: Message) -> None:
         self.soon(conversation.id, "check")
