@@ -1,6 +1,7 @@
 """The door: what every request passes before a route sees it, and what every response carries."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -18,7 +19,9 @@ log = logging.getLogger("kefu.http")
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 64
 MAX_DESK_BODY_BYTES = 64 * 1024
+MAX_DRAINED_BYTES, MAX_DRAIN_S = 16 * 1024 * 1024, 1.0
 CONSOLE = "/console"
+BODY_TOO_LARGE = 413
 SHARED = ConsoleSettings()
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 SECURITY_HEADERS = {
@@ -90,6 +93,7 @@ class Door:
         max_bytes = self._settings.max_body_bytes
         if scope["path"].startswith("/desk"):
             max_bytes = min(max_bytes, MAX_DESK_BODY_BYTES)
+        visit.body = _BodyGuard(receive, max_bytes, self._settings.body_timeout_s)
         refusal = (
             _too_many_headers(scope)
             or self._wrong_host(headers)
@@ -98,9 +102,9 @@ class Door:
             or self._leaving(scope)
         )
         if refusal is not None:
-            await respond(refusal)(scope, receive, visit.send)
+            await respond(refusal)(scope, visit.body, visit.send)
         else:
-            await self._app(scope, _BodyGuard(receive, max_bytes, self._settings.body_timeout_s), visit.send)
+            await self._app(scope, visit.body, visit.send)
 
     def _wrong_host(self, headers: Headers) -> Exception | None:
         """A page on another name that resolves to this machine must not get in (DNS rebinding)."""
@@ -123,7 +127,9 @@ class Door:
 
 
 class _Visit:
-    """One request's id, and what is known of its response."""
+    """One request's id and body, and what is known of its response."""
+
+    body: "_BodyGuard"
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = secrets.token_hex(8)
@@ -144,6 +150,8 @@ class _Visit:
             for name, value in SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers["x-request-id"] = self.request_id
+            if self.status == BODY_TOO_LARGE:
+                await self.body.drain()
         await self._send(message)
 
 
@@ -167,11 +175,21 @@ class _BodyGuard:
                 message = await self._receive()
         except TimeoutError:
             raise BodyStalled(f"the body was not complete after {self._timeout_s:g} seconds") from None
+        self._is_complete = not message.get("more_body", False)
         self._num_left -= len(message.get("body", b""))
         if self._num_left < 0:
             raise BodyTooLarge("the body is too large")
-        self._is_complete = not message.get("more_body", False)
         return message
+
+    async def drain(self) -> None:
+        """Read on for a moment and forget it: whoever is still sending when the connection closes may never see why."""
+        num_left = MAX_DRAINED_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MAX_DRAIN_S):
+                while not self._is_complete and num_left > 0:
+                    message = await self._receive()
+                    self._is_complete = not message.get("more_body", False)
+                    num_left -= len(message.get("body", b""))
 
 
 def _too_many_headers(scope: Scope) -> Exception | None:
