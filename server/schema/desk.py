@@ -55,7 +55,7 @@ class ConsentRequest(Request):
 class MessageRequest(Request):
     text: Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(not_blank)]
     client_message_id: UUID
-    replaces: Annotated[str, Field(max_length=40)] | None = None
+    replaces: Annotated[str, Field(min_length=1, max_length=40)] | None = None
 
 
 class SignalRequest(Request):

@@ -36,7 +36,7 @@ ROLES: tuple[Role, ...] = ("agent", "editor", "admin")
 MARK = "zq7mark"
 JUNK: list[Any] = [
     None, True, False, 0, -1, 1, 2**63, -(2**63), 1e308, 1.5, "", " ", MARK, f"{MARK}\u202e\r\n", f"' OR 1=1-- {MARK}", f"../../{MARK}",
-    f"<script>{MARK}</script>", f"<|im_start|>{MARK}", "😀" * 50, "中文", "x" * 5000, [], {}, [[]], {MARK: MARK}, ["a"] * 100,
+    f"<script>{MARK}</script>", f"<|im_start|>{MARK}", "😀" * 50, "中文", "x" * 5000, [], {}, [[]], {"odd": MARK}, ["a"] * 100,
 ]  # fmt: skip
 RAW = [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"a":NaN}', b'{"a":1e999}', b'{"a":"\\ud800"}', b'{"a":"\\u0000"}',
        b'{"a":1,"a":2}', b"[" * 100_000, b'{"a":' + b"9" * 5000 + b"}", b"\xef\xbb\xbf{}"]  # fmt: skip
