@@ -85,8 +85,8 @@ class Rounds:
     async def get(self, round_id: str) -> Round:
         return await self._database.read(lambda connection: _get(connection, round_id))
 
-    async def trained(self, round_id: str, adapter: str) -> None:
-        """Training is done, and this is the adapter's key."""
+    async def trained(self, round_id: str, adapter: str | None) -> None:
+        """Training is done, and this is the adapter's key; a reward model has none."""
         await self._database.write(lambda connection: _move(connection, round_id, "candidate", "trained", ("training",), adapter=adapter))
 
     async def measured(self, round_id: str, metrics: Mapping[str, object]) -> None:
@@ -101,6 +101,8 @@ class Rounds:
             live, canary = _in(connection, "live"), _in(connection, "canary")
             if canary and canary.id != round_id:
                 raise RoundRefused(f"{canary.id} is the canary: promote it or roll it back first")
+            if _get(connection, round_id).job.get("method") == "reward":
+                raise RoundRefused(f"{round_id} is a reward model: it answers nobody; GRPO asks it, with --reward-model {round_id}")
             state, states = "canary" if share < 1 else "live", ("candidate", "canary", "retired")
             _move(connection, round_id, state, f"{share:.0%} of conversations", states, share=share, parent_id=live.id if live else None)
             if live and share >= 1:
@@ -130,10 +132,16 @@ class Rounds:
         return await self._database.write(work)
 
     async def erased(self, snapshot_sha256: str) -> None:
-        """Rows of this snapshot were erased: what learnt from them serves no more."""
+        """Rows of this snapshot were erased: what learnt from them serves no more, nor what learnt from a reward model that did."""
         values = {"state": "stale_erased", "reason": "rows that it learnt from were erased", "state_at_ms": now_ms()}
-        stale = update(round_).where(round_.c.snapshot_sha256 == snapshot_sha256).values(**values)
-        await self._database.write(lambda connection: connection.execute(stale))
+
+        def work(connection: Connection) -> None:
+            rounds = [Round(**row) for row in connection.execute(select(round_)).mappings()]
+            taught = {one.id for one in rounds if one.snapshot_sha256 == snapshot_sha256}
+            stale = taught | {one.id for one in rounds if one.job.get("reward_model") in taught}
+            connection.execute(update(round_).where(round_.c.id.in_(stale)).values(**values))
+
+        await self._database.write(work)
 
     async def serving(self) -> tuple[Round | None, Round | None]:
         """What is live and what is the canary."""

@@ -120,6 +120,26 @@ def test_every_method_makes_an_adapter(method: str, tmp_path: Path, data_dir: Pa
     assert stored(data_dir).adapter
 
 
+@trains
+def test_a_reward_model_is_measured_on_held_out_pairs_and_asked_by_grpo_alone(tmp_path: Path, data_dir: Path) -> None:
+    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=4, num_plain=4))
+    few = ("--with", "max_steps=2", "--with", "batch_size=4", "--with", "threads=1", "--with", "max_answer_tokens=64", "--anyway")
+    started = kefu("start", "--data", export, "--method", "reward", *few)
+    assert started.exit_code == 0 and "round-1 is a reward model" in started.output, started.output
+    shown = kefu("evaluate", "round-1")
+    assert "all: of 8 held-out pairs" in shown.output and "it is a reward model" in shown.output, shown.output
+    assert stored(data_dir).adapter is None and msgspec.convert(stored(data_dir).metrics, Metrics).ranked["all"][0] == 8
+    for words in (("promote", "round-1", "--anyway"), ("promote", "round-1", "--anyway", "--share", "1")):
+        assert "it answers nobody" in kefu(*words).output and stored(data_dir).state == "candidate"
+    asking = ("start", "--data", export, *few, "--reward-model", "round-1", "--method")
+    assert "this is dpo" in kefu(*asking, "dpo").output
+    asked = kefu(*asking, "grpo")
+    assert asked.exit_code == 0, asked.output
+    verified = msgspec.convert(stored(data_dir, "round-2").metrics, Metrics).verified
+    assert verified is not None and all(0 < mean < 1 for mean in verified)
+    assert "is grpo" in kefu("start", "--data", export, "--reward-model", "round-2", "--method", "grpo").output
+
+
 def test_what_cannot_be_done_is_told_in_a_sentence(tmp_path: Path, data_dir: Path) -> None:
     assert "holds no export" in kefu("start", "--data", tmp_path).output
     assert "with wants name=value" in kefu("start", "--data", tmp_path, "--with", "rank=many").output
