@@ -33,7 +33,6 @@ WARM = SamplingParams(max_tokens=0)
 PROBE = SamplingParams(temperature=0.0, max_tokens=1)
 # The first guess at how long an answer takes, before any has been seen.
 ANSWER_GUESS_S = 10.0
-LOADING = "the model is loading"
 
 
 class TokenStream:
@@ -113,7 +112,7 @@ class EngineClient:
         self.has_loaded = False
         self._max_waiting = max_waiting
         self._spec: ModelSpec | None = None
-        self._down = EngineDown(LOADING, retry_after_s=5)
+        self._down = EngineDown("the model is loading", retry_after_s=5)
         self.is_paused = False
         self._writer: asyncio.StreamWriter | None = None
         self._streams: dict[int, TokenStream] = {}

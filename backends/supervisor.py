@@ -12,7 +12,7 @@ from collections import deque
 
 import msgspec
 
-from backends.client import LOADING, EngineClient
+from backends.client import EngineClient
 from backends.protocol import EngineOptions
 from backends.worker import LOAD_FAILED_EXIT
 
@@ -58,7 +58,7 @@ class Supervisor:
 
     async def resume(self) -> None:
         """After `pause`: begin again; returns at once."""
-        self.client.down(LOADING, 5)
+        self.client.down("the model is loading again", 5)
         self._is_stopping = False
         await self.start()
 

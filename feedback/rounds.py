@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from sqlalchemy import Connection, distinct, func, insert, not_, select, update
+from sqlalchemy import Connection, distinct, func, insert, not_, or_, select, update
 
 from feedback.database import Database
 from feedback.record import now_ms
@@ -134,14 +134,9 @@ class Rounds:
     async def erased(self, snapshot_sha256: str) -> None:
         """Rows of this snapshot were erased: what learnt from them serves no more, nor what learnt from a reward model that did."""
         values = {"state": "stale_erased", "reason": "rows that it learnt from were erased", "state_at_ms": now_ms()}
-
-        def work(connection: Connection) -> None:
-            rounds = [Round(**row) for row in connection.execute(select(round_)).mappings()]
-            taught = {one.id for one in rounds if one.snapshot_sha256 == snapshot_sha256}
-            stale = taught | {one.id for one in rounds if one.job.get("reward_model") in taught}
-            connection.execute(update(round_).where(round_.c.id.in_(stale)).values(**values))
-
-        await self._database.write(work)
+        taught = select(round_.c.id).where(round_.c.snapshot_sha256 == snapshot_sha256)
+        learnt = or_(round_.c.snapshot_sha256 == snapshot_sha256, round_.c.job["reward_model"].as_string().in_(taught))
+        await self._database.write(lambda connection: connection.execute(update(round_).where(learnt).values(**values)))
 
     async def serving(self) -> tuple[Round | None, Round | None]:
         """What is live and what is the canary."""

@@ -60,17 +60,17 @@ def start(
 ) -> None:
     """Train a LoRA on an export, on this machine and at low priority; it becomes a candidate. Interrupted, it goes on with `resume`."""
     settings = load_settings()
-    judge = _run(settings, lambda rounds: rounds.get(reward_model)) if reward_model else None
-    if judge and (method != "grpo" or judge.job["method"] != "reward" or judge.state != "candidate"):
-        raise RoundRefused(
-            f"only GRPO asks a reward model that is trained: this is {method}, and {judge.id} is {judge.job['method']}, {judge.state}"
-        )
     given = {"method": method, "trainer": trainer_here(method, reward_model), "model": str(_folder(settings, model))}
     given |= {"data": str(data.absolute()), "reward_model": reward_model, "serving": serving}
     try:
         job = msgspec.convert({**given, **dict(field.split("=", 1) for field in fields or [])}, Job, strict=False)
     except ValueError as error:
         raise RoundRefused(f"--with wants name=value: {error}") from error
+    judge = _run(settings, lambda rounds: rounds.get(job.reward_model)) if job.reward_model else None
+    if judge and (job.method, judge.job["method"], judge.state) != ("grpo", "reward", "candidate"):
+        raise RoundRefused(
+            f"GRPO alone asks a trained reward model: this is {job.method}, {judge.id} is {judge.job['method']}, {judge.state}"
+        )
     snapshot = snapshot_sha256(data)
     if (reason := too_few(data, method)) and not anyway:
         raise RoundRefused(f"not enough to learn from: {reason}. Collect more, or write articles; --anyway trains all the same")
@@ -98,8 +98,10 @@ def _train(settings: Settings, begun: "Round") -> None:
             steps.append(at)
             bar.update(task, completed=at.step, total=at.num_steps, loss=at.loss, gigabytes=at.memory_bytes / 1e9)
     verified = [at.verified for at in steps if at.verified is not None]
-    metrics = Metrics(verified=(verified[0], verified[-1]) if verified else None, ranked=ranking([pair for at in steps for pair in at.ranked]))
-    _run(settings, lambda rounds: rounds.measured(begun.id, asdict(metrics)))
+    found = Metrics(
+        verified=(verified[0], verified[-1]) if verified else None, ranked=ranking([pair for at in steps for pair in at.ranked])
+    )
+    _run(settings, lambda rounds: rounds.measured(begun.id, asdict(found)))
     key = None if job.method == "reward" else _registry(settings).add(begun.id, job.adapter, _base(settings))
     _run(settings, lambda rounds: rounds.trained(begun.id, key))
     out.print(f"{begun.id} is a {f'candidate, {key}' if key else 'reward model'}. Next: kefu round evaluate {begun.id}")
@@ -148,7 +150,8 @@ def _show(metrics: Metrics) -> None:
             table.add_row("  by the judge", "", "{} losses".format(*found.judged[1:]), "{} wins".format(*found.judged))
     if metrics.said_no:
         table.add_row("must say no", *map(str, metrics.said_no))
-    out.print(table if table.row_count else "", end="\n" if table.row_count else "")
+    if table.row_count:
+        out.print(table)
     for which, (num, (share, low, high)) in metrics.ranked.items():
         out.print(f"{which}: of {num} held-out pairs {100 * share:.1f}% in the right order ({100 * low:.0f}-{100 * high:.0f})")
     if metrics.verified:
