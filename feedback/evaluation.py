@@ -38,10 +38,8 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What an evaluation found. `said_no` is the size of that set, and how many lines passed before and after.
-
-    `verified` is what GRPO's rules gave when its training began and ended; a reward model has nothing but `ranked`.
-    """
+    """What an evaluation found. `said_no` is the size of that set, and how many lines passed before and after;
+    `verified` is what GRPO's rules gave when its training began and ended. A reward model has nothing but `ranked`."""
 
     against: str = ""
     sets: dict[str, Compared] = field(default_factory=dict)

@@ -115,10 +115,7 @@ def evaluate(
     judge: Annotated[str, typer.Option(metavar="URL", help="A model (http://...) that says which of two answers is better.")] = "",
     must_say_no: Annotated[bool, typer.Option(help='Also put the "must say no" set to both.')] = True,
 ) -> None:
-    """Ask the same held-out questions with the adapter and with what is live now, and say what the difference is worth.
-
-    A reward model was put to the export's held-out pairs when it was trained.
-    """
+    """Ask the same held-out questions with the adapter and with what is live now, and say what the difference is worth."""
     settings = load_settings()
     measured, (live, _) = _run(settings, lambda rounds: rounds.get(name)), _run(settings, lambda rounds: rounds.serving())
     if measured.job["method"] == "reward":

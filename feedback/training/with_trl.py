@@ -19,7 +19,7 @@ from feedback.training.rows import held_out, opening, read_rows
 from feedback.training.verify import answer_of
 
 TRAINERS = {"orpo": "trl.experimental.orpo"}  # the others are in trl itself
-NUM_GENERATIONS, BATCH = 4, 8
+NUM_GENERATIONS = 4
 # So many questions, the same at the start and at the end, tell what the rules alone think of a GRPO round.
 NUM_ASKED = 64
 DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -39,8 +39,6 @@ class Rewarding:
     A thought that never ends is no answer. `verified` are the rules' rewards so far.
     """
 
-    __name__ = "kefu_reward"
-
     def __init__(self, job: Job, tokenizer: Any) -> None:
         self.verified = list[float]()
         self._tokenizer, self._has_thoughts, self._model = tokenizer, "<think>" in opening(tokenizer), None
@@ -51,9 +49,8 @@ class Rewarding:
 
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         said = [each[-1]["content"] for each in completions]
-        rules = kefu_reward(prompts, completions, **columns)
-        if self._has_thoughts:
-            rules = [reward * ("</think>" in text) for reward, text in zip(rules, said, strict=True)]
+        is_answer = ["</think>" in text or not self._has_thoughts for text in said]
+        rules = [reward * told for reward, told in zip(kefu_reward(prompts, completions, **columns), is_answer, strict=True)]
         self.verified += rules
         if self._model is None:
             return rules
@@ -72,14 +69,10 @@ class Rewarding:
 def scores(model: Any, tokenizer: Any, talks: list[Any]) -> list[float]:
     """How good a reward model finds the last turn of each, on its own scale."""
     model.eval()
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    found = list[float]()
-    for begin in range(0, len(talks), BATCH):
-        texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks[begin : begin + BATCH]]
-        read = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False).to(model.device)
-        with torch.inference_mode():
-            found += model(input_ids=read["input_ids"], attention_mask=read["attention_mask"]).logits[:, 0].float().tolist()
-    return found
+    texts = (tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks)
+    with torch.inference_mode():
+        read = (tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device) for text in texts)
+        return [model(input_ids=each["input_ids"]).logits.item() for each in read]
 
 
 def train(job: Job) -> None:

@@ -107,7 +107,7 @@ class ChatService:
     """
 
     adapters = NO_ADAPTERS
-    # While the machine is needed elsewhere, who did not set a budget gets the least.
+    # The machine is needed elsewhere: an effort means the least.
     is_throttled = False
 
     def __init__(
