@@ -112,6 +112,8 @@ class Supervisor:
             self._process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL, env=_environment()
             )
+        if self._is_stopping:
+            self._process.terminate()
         reader, writer = await asyncio.open_connection(sock=ours)
         watchdog = asyncio.create_task(self._watch(self._process))
         await self.client.attach(reader, writer)

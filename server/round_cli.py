@@ -50,11 +50,7 @@ def start(
         str, typer.Option(metavar="ROUND", help="GRPO alone: a reward model that orders what is equally right by the rules.")
     ] = "",
     serving: Annotated[
-        Serving,
-        typer.Option(
-            help="What a server on this machine does meanwhile: `throttle` has it think as little as it can; `pause` has it"
-            " let its model go, where memory holds one only, and tell customers to wait. It goes on by itself."
-        ),
+        Serving, typer.Option(help="Meanwhile a server here thinks least, or frees its model's memory and tells customers to wait.")
     ] = "run",
     anyway: Anyway = False,
 ) -> None:
@@ -147,8 +143,7 @@ def _show(metrics: Metrics) -> None:
             table.add_row("  by the judge", "", "{} losses".format(*found.judged[1:]), "{} wins".format(*found.judged))
     if metrics.said_no:
         table.add_row("must say no", *map(str, metrics.said_no))
-    if table.row_count:
-        out.print(table)
+    out.print(table)
     for which, (num, (share, low, high)) in metrics.ranked.items():
         out.print(f"{which}: of {num} held-out pairs {100 * share:.1f}% in the right order ({100 * low:.0f}-{100 * high:.0f})")
     if metrics.verified:

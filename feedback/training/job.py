@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -123,7 +124,7 @@ def asked_for(data_dir: Path) -> Serving:
     """The most that a round in training asks for; the dead ask for nothing."""
     asked = set[str]()
     for path in data_dir.glob(f"rounds/*/{CLAIM}"):
-        with path.open(encoding="ascii") as file:
+        with suppress(FileNotFoundError), path.open(encoding="ascii") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -70,7 +70,7 @@ def scores(model: Any, tokenizer: Any, talks: list[Any]) -> list[float]:
     """How good a reward model finds the last turn of each, on its own scale."""
     model.eval()
     texts = (tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=DTYPE is torch.bfloat16):
         read = (tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device) for text in texts)
         return [model(input_ids=each["input_ids"]).logits.item() for each in read]
 

@@ -1,6 +1,7 @@
 """Who talks to which adapter, while rounds come and go."""
 
 import asyncio
+import fcntl
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from feedback.audit import Audit
 from feedback.database import Database
 from feedback.record import Conversation, Message, Record, new_id
 from feedback.rounds import Rounds
-from feedback.training.job import claim
+from feedback.training.job import LOADED, claim
 from server.errors import error_headers, error_object
 from server.rollout import follow, watch_training
 from tests.feedback.conftest import made
@@ -101,6 +102,32 @@ async def test_a_round_in_training_throttles_or_pauses_the_server_which_goes_on_
     finally:
         watch.cancel()
         await supervisor.stop()
+
+
+async def test_a_server_that_starts_while_a_round_has_the_memory_waits_for_its_end(
+    chat: ScriptedChat, model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rollout.LOOK_EVERY_S", 0.05)
+    (tmp_path / "rounds" / "round-1").mkdir(parents=True)
+    supervisor = Supervisor(EngineOptions(model_path, "m", max_sequences=2, num_kv_tokens=2048, threads=1))
+    with claim(tmp_path / "rounds" / "round-1", "pause"):
+        await supervisor.start()
+        watch = asyncio.create_task(watch_training(chat, supervisor, tmp_path))
+        await until(lambda: supervisor.client.is_paused and supervisor.engine_pid is None and _is_free(tmp_path / LOADED))
+    try:
+        await until(lambda: supervisor.client.is_ready)
+    finally:
+        watch.cancel()
+        await supervisor.stop()
+
+
+def _is_free(path: Path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 async def read(stream: TokenStream) -> FinishReason | None:
