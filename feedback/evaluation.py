@@ -85,9 +85,8 @@ def objections(metrics: Metrics, words: Mapping[str, str]) -> list[str]:
 
 
 def ranking(pairs: Sequence[tuple[float, int]]) -> dict[str, tuple[int, Interval]]:
-    """Of a reward model's held-out pairs, as in `Progress.ranked`: how many, and the share in the right order, also of those whose better
-    answer is shorter or longer: one that only counts characters is right in the one kind and wrong in the other.
-    """
+    """Of a reward model's held-out pairs (`Progress.ranked`): how many, and the share in the right order; of all, and of those whose better
+    answer is the shorter or the longer one, for a model that only counts characters is right in one of these alone."""
     kinds = {"all": pairs, "shorter": [each for each in pairs if each[1] < 0], "longer": [each for each in pairs if each[1] > 0]}
     rights = {kind: sum(margin > 0 for margin, _ in some) for kind, some in kinds.items()}
     return {kind: (len(some), (rights[kind] / len(some), *wilson(rights[kind], len(some)))) for kind, some in kinds.items() if some}

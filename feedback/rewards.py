@@ -182,9 +182,7 @@ def combine(answer: str, facts: Facts) -> float:
 
 def staged(verified: Sequence[float], general: Sequence[float]) -> list[float]:
     """The second stage, over one question's answers: `combine`'s rewards, ordered by a reward model's scores where those are the same.
-
-    An answer that fails a rule keeps what it has, whatever its score; what the rules tell apart is never turned round.
-    """
+    An answer that fails a rule keeps what it has, whatever its score; what the rules tell apart is never turned round."""
     middle = statistics.fmean(general)
     return [
         rules - GENERAL_SHARE * (1 - math.tanh((score - middle) / 2)) / 2 if rules >= PASSED else rules

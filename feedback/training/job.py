@@ -14,7 +14,6 @@ from typing import IO, Literal
 import msgspec
 
 Method = Literal["dpo", "kto", "orpo", "grpo", "sft", "reward"]
-# What a server on the same machine does while a round trains.
 Serving = Literal["run", "throttle", "pause"]
 TrainerName = Literal["trl", "mlx-lm-lora"]
 MODULES: dict[TrainerName, str] = {"trl": "feedback.training.with_trl", "mlx-lm-lora": "feedback.training.with_mlx"}
@@ -39,7 +38,7 @@ class Job:
 
     `model` is a folder as transformers and MLX read it, `data` an export, `folder` where checkpoints and the adapter go. `imitate` weighs
     the likelihood of the chosen answer beside DPO's loss (the RPO term of arXiv 2404.19733). `threads` 0 is all of them. `reward_model` is
-    a round whose model orders, in GRPO, what the rules call equally right.
+    a round whose model orders, in GRPO, what the rules call equally right; `serving` is what a server on this machine does meanwhile.
     """
 
     method: Method

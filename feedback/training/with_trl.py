@@ -35,9 +35,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
 class Rewarding:
     """What GRPO strives for: what the rules verify, and among answers that are equally right by them a reward model's order.
-
-    A thought that never ends is no answer. `verified` are the rules' rewards so far.
-    """
+    A thought that never ends is no answer. `verified` are the rules' rewards so far."""
 
     def __init__(self, job: Job, tokenizer: Any) -> None:
         self.verified = list[float]()
