@@ -113,6 +113,7 @@ class EngineClient:
         self._max_waiting = max_waiting
         self._spec: ModelSpec | None = None
         self._down = EngineDown("the model is loading", retry_after_s=5)
+        self.is_paused = False
         self._writer: asyncio.StreamWriter | None = None
         self._streams: dict[int, TokenStream] = {}
         self._ids = itertools.count(1)
@@ -144,7 +145,7 @@ class EngineClient:
     @property
     def unready_reason(self) -> str:
         """Why no request should come here now; empty when ready."""
-        if self._spec is None:
+        if self._spec is None or self.is_paused:
             return str(self._down)
         if self.beat_age_s > STALE_BEAT_S:
             return f"the engine has not moved for {self.beat_age_s:.0f} s"
@@ -198,6 +199,8 @@ class EngineClient:
     ) -> TokenStream:
         """Queue a prompt. Raises EngineDown, EngineBusy or ContextTooLong at once; afterwards only the stream can fail."""
         spec = self.spec
+        if self.is_paused:
+            raise self._down
         limit = min(spec.context_length, spec.num_kv_tokens)
         if len(prompt_token_ids) >= limit:
             raise ContextTooLong(len(prompt_token_ids), limit)
@@ -244,9 +247,9 @@ class EngineClient:
         except ConnectionError:
             return b""
 
-    def down(self, reason: str, retry_after_s: int | None) -> None:
-        """From now on, until an engine is loaded, requests are refused with this."""
-        self._down = EngineDown(reason, retry_after_s)
+    def down(self, reason: str, retry_after_s: int | None, *, is_paused: bool = False) -> None:
+        """From now on, until an engine is loaded, requests are refused with this; at once, when it is on purpose."""
+        self._down, self.is_paused = EngineDown(reason, retry_after_s, "engine_paused" if is_paused else None), is_paused
 
     def _dispatch(self, message: Loaded | LoadFailed | Tokens | Beat) -> None:
         self._last_beat = time.monotonic()

@@ -53,8 +53,9 @@ class NoMemory(EngineError):
 class EngineDown(EngineError):
     """No engine is running now. `retry_after_s` is None when it will not come back by itself."""
 
-    def __init__(self, reason: str, retry_after_s: int | None = None) -> None:
+    def __init__(self, reason: str, retry_after_s: int | None = None, code: str | None = None) -> None:
         super().__init__(reason)
+        self.code = code
         self.retry_after_s = retry_after_s
 
 

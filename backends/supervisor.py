@@ -24,6 +24,7 @@ CRASH_WINDOW_S = 15 * 60.0
 TERM_GRACE_S = 30.0
 RESTART_DELAY_S = 0.5
 STALL_S = 120.0
+DRAIN_S, PAUSED_RETRY_S = 60.0, 60
 
 
 class Supervisor:
@@ -45,6 +46,21 @@ class Supervisor:
     async def start(self) -> None:
         """Begin; returns at once. The client refuses requests until the model is loaded."""
         self._task = asyncio.create_task(self._supervise())
+
+    async def pause(self, reason: str) -> None:
+        """Let the engine go; whoever is being answered gets DRAIN_S to hear the end, and nobody new comes in."""
+        self.client.down(reason, PAUSED_RETRY_S, is_paused=True)
+        for _ in range(int(DRAIN_S / RESTART_DELAY_S)):
+            if not self.client.num_running + self.client.num_waiting:
+                break
+            await asyncio.sleep(RESTART_DELAY_S)
+        await self.stop()
+
+    async def resume(self) -> None:
+        """After `pause`: begin again; returns at once."""
+        self.client.down("the model is loading again", 5)
+        self._is_stopping = False
+        await self.start()
 
     async def stop(self) -> None:
         """SIGTERM, then patience, then SIGKILL."""
@@ -96,6 +112,8 @@ class Supervisor:
             self._process = await asyncio.create_subprocess_exec(
                 *command, pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL, env=_environment()
             )
+        if self._is_stopping:
+            self._process.terminate()
         reader, writer = await asyncio.open_connection(sock=ours)
         watchdog = asyncio.create_task(self._watch(self._process))
         await self.client.attach(reader, writer)

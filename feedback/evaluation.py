@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from feedback.redact import Redactor, find
+from feedback.statistics import wilson
 
 Interval = tuple[float, float, float]  # a value, and the ends of its 95% interval
 # A longer answer pleases a judge without being better; a set may not lose more than MAX_FALL, whatever its interval.
@@ -37,11 +38,14 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What an evaluation found. `said_no` is the size of that set, and how many lines passed before and after."""
+    """What an evaluation found. `said_no` is the size of that set, and how many lines passed before and after;
+    `verified` is what GRPO's rules gave when its training began and ended. A reward model has nothing but `ranked`."""
 
     against: str = ""
     sets: dict[str, Compared] = field(default_factory=dict)
     said_no: tuple[int, int, int] | None = None
+    verified: tuple[float, float] | None = None
+    ranked: dict[str, tuple[int, Interval]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,9 @@ def objections(metrics: Metrics, words: Mapping[str, str]) -> list[str]:
     def object_(name: str, **values: object) -> None:
         found.append(words[f"console_rounds_against_{name}"].format(**values))
 
-    if not metrics.sets:
+    if metrics.ranked:
+        object_("reward")
+    elif not metrics.sets:
         object_("unmeasured")
     elif not any(each.difference[1] > 0 for each in metrics.sets.values()):
         object_("no_gain")
@@ -71,9 +77,19 @@ def objections(metrics: Metrics, words: Mapping[str, str]) -> list[str]:
             object_("fell", set=name, points=f"{-100 * each.difference[0]:.1f}")
         if not LENGTHS[0] <= each.length_ratio <= LENGTHS[1]:
             object_("length", set=name, ratio=f"{each.length_ratio:.2f}")
+    if metrics.verified and metrics.verified[1] < metrics.verified[0] - MAX_FALL:
+        object_("eroded", before=f"{metrics.verified[0]:.3f}", after=f"{metrics.verified[1]:.3f}")
     if metrics.said_no and metrics.said_no[2] < metrics.said_no[1]:
         object_("said_no", **dict(zip(("num", "before", "after"), metrics.said_no, strict=True)))
     return found
+
+
+def ranking(pairs: Sequence[tuple[float, int]]) -> dict[str, tuple[int, Interval]]:
+    """Of a reward model's held-out pairs (`Progress.ranked`): how many, and the share in the right order; of all, and of those whose better
+    answer is the shorter or the longer one, for a model that only counts characters is right in one of these alone."""
+    kinds = {"all": pairs, "shorter": [each for each in pairs if each[1] < 0], "longer": [each for each in pairs if each[1] > 0]}
+    rights = {kind: sum(margin > 0 for margin, _ in some) for kind, some in kinds.items()}
+    return {kind: (len(some), (rights[kind] / len(some), *wilson(rights[kind], len(some)))) for kind, some in kinds.items() if some}
 
 
 def some_of(changes: Sequence[tuple[str, Change]]) -> list[Change]:

@@ -6,6 +6,7 @@ What a row does not say cannot fail. At the end the same rewards in the shapes o
 """
 
 import json
+import math
 import re
 import statistics
 import unicodedata
@@ -23,6 +24,8 @@ Reward = Callable[[str, Facts], float]
 LENGTH_BAND = (0.5, 2.0)
 # So much of the sum may come from how a customer took it, and only where everything else passed.
 SIGNAL_SHARE = 0.05
+# A general reward may move what passed the rules by so much: less than the smallest step between two grades, or down to a failure.
+GENERAL_SHARE, PASSED = 0.04, 0.5
 MIN_RUNS, MIN_NEW_RUNS = 12, 0.6
 CITATION = re.compile(r"\[(\d{1,2})\]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -174,7 +177,17 @@ def combine(answer: str, facts: Facts) -> float:
     grade = sum(share * reward(answer, facts) for reward, share in GRADES.items())
     signal = facts.get("user_signal")
     liking = max(-1.0, min(1.0, float(signal))) if isinstance(signal, int | float) else 0.0
-    return 0.5 + 0.5 * ((1 - SIGNAL_SHARE) * round(grade, 1) + SIGNAL_SHARE * (liking + 1) / 2)
+    return PASSED + 0.5 * ((1 - SIGNAL_SHARE) * round(grade, 1) + SIGNAL_SHARE * (liking + 1) / 2)
+
+
+def staged(verified: Sequence[float], general: Sequence[float]) -> list[float]:
+    """The second stage, over one question's answers: `combine`'s rewards, ordered by a reward model's scores where those are the same.
+    An answer that fails a rule keeps what it has, whatever its score; what the rules tell apart is never turned round."""
+    middle = statistics.fmean(general)
+    return [
+        rules - GENERAL_SHARE * (1 - math.tanh((score - middle) / 2)) / 2 if rules >= PASSED else rules
+        for rules, score in zip(verified, general, strict=True)
+    ]
 
 
 def advantages(rewards: Sequence[float], epsilon: float = 1e-6) -> list[float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from sqlalchemy import Connection, distinct, func, insert, not_, select, update
+from sqlalchemy import Connection, distinct, func, insert, not_, or_, select, update
 
 from feedback.database import Database
 from feedback.record import now_ms
@@ -85,8 +85,8 @@ class Rounds:
     async def get(self, round_id: str) -> Round:
         return await self._database.read(lambda connection: _get(connection, round_id))
 
-    async def trained(self, round_id: str, adapter: str) -> None:
-        """Training is done, and this is the adapter's key."""
+    async def trained(self, round_id: str, adapter: str | None) -> None:
+        """Training is done, and this is the adapter's key; a reward model has none."""
         await self._database.write(lambda connection: _move(connection, round_id, "candidate", "trained", ("training",), adapter=adapter))
 
     async def measured(self, round_id: str, metrics: Mapping[str, object]) -> None:
@@ -101,6 +101,8 @@ class Rounds:
             live, canary = _in(connection, "live"), _in(connection, "canary")
             if canary and canary.id != round_id:
                 raise RoundRefused(f"{canary.id} is the canary: promote it or roll it back first")
+            if _get(connection, round_id).job.get("method") == "reward":
+                raise RoundRefused(f"{round_id} is a reward model: it answers nobody; GRPO asks it, with --reward-model {round_id}")
             state, states = "canary" if share < 1 else "live", ("candidate", "canary", "retired")
             _move(connection, round_id, state, f"{share:.0%} of conversations", states, share=share, parent_id=live.id if live else None)
             if live and share >= 1:
@@ -130,10 +132,11 @@ class Rounds:
         return await self._database.write(work)
 
     async def erased(self, snapshot_sha256: str) -> None:
-        """Rows of this snapshot were erased: what learnt from them serves no more."""
+        """Rows of this snapshot were erased: what learnt from them serves no more, nor what learnt from a reward model that did."""
         values = {"state": "stale_erased", "reason": "rows that it learnt from were erased", "state_at_ms": now_ms()}
-        stale = update(round_).where(round_.c.snapshot_sha256 == snapshot_sha256).values(**values)
-        await self._database.write(lambda connection: connection.execute(stale))
+        taught = select(round_.c.id).where(round_.c.snapshot_sha256 == snapshot_sha256)
+        learnt = or_(round_.c.snapshot_sha256 == snapshot_sha256, round_.c.job["reward_model"].as_string().in_(taught))
+        await self._database.write(lambda connection: connection.execute(update(round_).where(learnt).values(**values)))
 
     async def serving(self) -> tuple[Round | None, Round | None]:
         """What is live and what is the canary."""

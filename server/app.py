@@ -61,7 +61,7 @@ from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
 from server.models import Chosen
-from server.rollout import watch_rounds
+from server.rollout import watch_rounds, watch_training
 from server.routes.consent import consent_router
 from server.routes.console import console_router
 from server.routes.desk import DeskLimits, Welcome, desk_router
@@ -133,8 +133,9 @@ def create_app(
     def works() -> list[Work]:
         follow = watch_rounds(chat, Rounds(database), console.audit, settings.engine.adapter)
         watched = _watch(engine, chat, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
+        trained = [watch_training(chat, supervisor, settings.data_dir)] if isinstance(supervisor, Supervisor) else []
         kept = handoffs.run(), lookback.run(), retention.run(), knowledge.run()
-        return [follow, *watched, *kept, *([desk.tools.run()] if desk.tools else [])]
+        return [follow, *watched, *trained, *kept, *([desk.tools.run()] if desk.tools else [])]
 
     engines = [supervisor, embedder.supervisor] if embedder else [supervisor]
     lifespan = _lifespan(engines, database, works, (handoffs.close, notifier.close, desk.close))

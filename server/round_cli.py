@@ -16,9 +16,9 @@ from rich.table import Table
 
 from backends.adapter import AdapterRegistry, file_digest
 from backends.fit import this_machine
-from feedback.evaluation import Metrics, objections, write_changes
+from feedback.evaluation import Metrics, objections, ranking, write_changes
 from feedback.judge import ModelJudge
-from feedback.training.job import Job, Method, RoundRefused, TrainingFailed, train, trainer_here
+from feedback.training.job import Job, Method, RoundRefused, Serving, TrainingFailed, train, trainer_here
 from feedback.training.rows import snapshot_sha256, too_few
 from server.agent_cli import ACTOR, HEAD_FILE
 from server.models import choose
@@ -40,21 +40,33 @@ Anyway = Annotated[bool, typer.Option("--anyway", help="Do it in spite of what s
 @round_cli.command("start")
 def start(
     data: Annotated[Path, typer.Option(help="The folder of an export.")],
-    method: Annotated[Method, typer.Option(help="How to train.")] = "dpo",
+    method: Annotated[Method, typer.Option(help="How to train; `reward` makes a model that judges answers, for GRPO.")] = "dpo",
     model: Annotated[Path | None, typer.Option(help="The base as a model folder; else the model in the settings, or kefu-mini.")] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option("--with", help="Training settings: learning_rate=1e-4, rank=16, epochs=1, threads=2 ..."),
     ] = None,
+    reward_model: Annotated[
+        str, typer.Option(metavar="ROUND", help="GRPO alone: a reward model that orders what is equally right by the rules.")
+    ] = "",
+    serving: Annotated[
+        Serving, typer.Option(help="Meanwhile a server here thinks least, or frees its model's memory and tells customers to wait.")
+    ] = "run",
     anyway: Anyway = False,
 ) -> None:
     """Train a LoRA on an export, on this machine and at low priority; it becomes a candidate. Interrupted, it goes on with `resume`."""
     settings = load_settings()
-    given = {"method": method, "trainer": trainer_here(method), "model": str(_folder(settings, model)), "data": str(data.absolute())}
+    given = {"method": method, "trainer": trainer_here(method, reward_model), "model": str(_folder(settings, model))}
+    given |= {"data": str(data.absolute()), "reward_model": reward_model, "serving": serving}
     try:
         job = msgspec.convert({**given, **dict(field.split("=", 1) for field in fields or [])}, Job, strict=False)
     except ValueError as error:
         raise RoundRefused(f"--with wants name=value: {error}") from error
+    judge = _run(settings, lambda rounds: rounds.get(job.reward_model)) if job.reward_model else None
+    if judge and (job.method, judge.job["method"], judge.state) != ("grpo", "reward", "candidate"):
+        raise RoundRefused(
+            f"GRPO alone asks a trained reward model: this is {job.method}, {judge.id} is {judge.job['method']}, {judge.state}"
+        )
     snapshot = snapshot_sha256(data)
     if (reason := too_few(data, method)) and not anyway:
         raise RoundRefused(f"not enough to learn from: {reason}. Collect more, or write articles; --anyway trains all the same")
@@ -74,14 +86,21 @@ def _train(settings: Settings, begun: "Round") -> None:
     if begun.state != "training":
         raise RoundRefused(f"{begun.id} is trained already")
     job = replace(msgspec.convert(begun.job, Job), folder=str((settings.data_dir / "rounds" / begun.id).absolute()))
+    steps = []
     told = TextColumn("loss {task.fields[loss]:.3f}  {task.fields[gigabytes]:.1f} GB")
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn(), console=err) as bar:
         task = bar.add_task(f"{begun.id} ({job.method}, {job.trainer})", total=None, loss=float("nan"), gigabytes=0.0)
         for at in train(job):
+            steps.append(at)
             bar.update(task, completed=at.step, total=at.num_steps, loss=at.loss, gigabytes=at.memory_bytes / 1e9)
-    key = _registry(settings).add(begun.id, job.adapter, _base(settings))
+    verified = [at.verified for at in steps if at.verified is not None]
+    found = Metrics(
+        verified=(verified[0], verified[-1]) if verified else None, ranked=ranking([pair for at in steps for pair in at.ranked])
+    )
+    _run(settings, lambda rounds: rounds.measured(begun.id, asdict(found)))
+    key = None if job.method == "reward" else _registry(settings).add(begun.id, job.adapter, _base(settings))
     _run(settings, lambda rounds: rounds.trained(begun.id, key))
-    out.print(f"{begun.id} is a candidate, {key}. Next: kefu round evaluate {begun.id}")
+    out.print(f"{begun.id} is a {f'candidate, {key}' if key else 'reward model'}. Next: kefu round evaluate {begun.id}")
 
 
 @round_cli.command("evaluate")
@@ -95,6 +114,9 @@ def evaluate(
     """Ask the same held-out questions with the adapter and with what is live now, and say what the difference is worth."""
     settings = load_settings()
     measured, (live, _) = _run(settings, lambda rounds: rounds.get(name)), _run(settings, lambda rounds: rounds.serving())
+    if measured.job["method"] == "reward":
+        _show(msgspec.convert(measured.metrics, Metrics))
+        return
     if measured.adapter is None or _registry(settings).all().get(name) != measured.adapter:
         raise RoundRefused(f"{name} has no adapter")
     trl = Path(str(measured.job["data"])) / "trl"
@@ -103,6 +125,7 @@ def evaluate(
     against = live.id if live and live.id != name else ""
     asked = ModelJudge(judge) if judge else None
     metrics, changes = asyncio.run(evaluate_round(settings, (against, name), cases, asked, with_no=must_say_no))
+    metrics = replace(metrics, verified=msgspec.convert(measured.metrics, Metrics).verified)
     # Somebody's rows may have been erased while this went on.
     is_stale = _run(settings, lambda rounds: rounds.get(name)).state == "stale_erased"
     write_changes(settings.data_dir, name, {} if is_stale else changes)
@@ -121,6 +144,10 @@ def _show(metrics: Metrics) -> None:
     if metrics.said_no:
         table.add_row("must say no", *map(str, metrics.said_no))
     out.print(table)
+    for which, (num, (share, low, high)) in metrics.ranked.items():
+        out.print(f"{which}: of {num} held-out pairs {100 * share:.1f}% in the right order ({100 * low:.0f}-{100 * high:.0f})")
+    if metrics.verified:
+        out.print("by the rules alone, while it trained: {:.3f} at the start, {:.3f} at the end".format(*metrics.verified))
     out.print("\n".join(f"against it: {reason}" for reason in _objections(metrics)) or "nothing speaks against promoting it")
 
 

@@ -11,7 +11,9 @@ from feedback.training.job import Method, TrainingFailed
 
 Row = dict[str, Any]
 # Fewer rows teach noise; KTO wants a third of them of either label.
-LEAST: Mapping[Method, int] = {"dpo": 200, "orpo": 200, "kto": 300, "grpo": 100, "sft": 50}
+LEAST: Mapping[Method, int] = {"dpo": 200, "orpo": 200, "kto": 300, "grpo": 100, "sft": 50, "reward": 1000}
+# The rows that a method reads, where they have another name.
+FOLDERS: Mapping[Method, str] = {"orpo": "dpo", "reward": "rm"}
 
 
 def snapshot_sha256(data: Path) -> str:
@@ -34,10 +36,11 @@ def read_rows(data: Path, method: Method, opens: str) -> list[Row]:
     """The training rows of `method`, for a model whose answers open as `opens` says.
 
     Where that begins a thought, the template drops thoughts from what was said, so that messages would lose them: then rows must be
-    rendered, and for this very opening. GRPO writes its own answers, so it reads messages. Raises TrainingFailed.
+    rendered, and for this very opening. GRPO writes its own answers and a reward model judges what a customer reads: these want messages.
+    Raises TrainingFailed.
     """
-    name = "dpo" if method == "orpo" else method
-    if "<think>" not in opens or method == "grpo":
+    name = FOLDERS.get(method, method)
+    if "<think>" not in opens or method in {"grpo", "reward"}:
         return _read(data / "trl" / name / "train.jsonl")
     path = data / "trl_rendered" / name / "train.jsonl"
     if method == "sft" and not path.exists():
@@ -50,13 +53,19 @@ def read_rows(data: Path, method: Method, opens: str) -> list[Row]:
     return rows
 
 
+def held_out(data: Path, method: Method) -> list[Row]:
+    """The rows that are not trained on, as messages; none where the export has none. Raises TrainingFailed."""
+    path = data / "trl" / FOLDERS.get(method, method) / "valid.jsonl"
+    return _read(path) if path.exists() else []
+
+
 def too_few(data: Path, method: Method) -> str:
     """Why there is not enough to train on; empty when there is. Raises TrainingFailed."""
-    path = Path("dpo" if method == "orpo" else method, "train.jsonl")
+    path = Path(FOLDERS.get(method, method), "train.jsonl")
     rows = _read(next(data.glob(f"trl*/{path}"), data / "trl" / path))
     labels = Counter(row.get("label") for row in rows)
     if len(rows) < LEAST[method]:
-        return f"{len(rows)} rows, and {method} wants {LEAST[method]}"
+        return f"{len(rows)} rows, and {method} wants {LEAST[method]}: {LEAST[method] - len(rows)} are missing"
     if method == "kto" and min(labels[True], labels[False]) < LEAST[method] // 3:
         return f"{labels[True]} good and {labels[False]} bad rows, and kto wants {LEAST[method] // 3} of either"
     return ""

@@ -107,6 +107,8 @@ class ChatService:
     """
 
     adapters = NO_ADAPTERS
+    # The machine is needed elsewhere: an effort means the least.
+    is_throttled = False
 
     def __init__(
         self,
@@ -302,6 +304,7 @@ class ChatService:
         if budget is None and job.effort is not None:
             budget = thinking_budget(job.effort, sampling.max_tokens)
             least = min(budget, thinking_budget("minimal", sampling.max_tokens))
+            budget = least if self.is_throttled else budget
         bridge = BRIDGES[detect_language(job.messages[-1].content, "en")]
         bridged, plain = (tuple(self._tokenizer.encode(text + FORCED_CLOSE, special=True)) for text in (bridge, ""))
         close_ids = bridged if len(bridged) <= BRIDGE_SHARE * sampling.max_tokens else plain

@@ -52,6 +52,8 @@ def rounds_router(console: Console, rounds: Rounds, data_dir: Path) -> APIRouter
 
 def _commands(found: Round, canary: Round | None) -> list[str]:
     """Rolling back takes the canary first: of what is live it is the next step only without one."""
+    if found.job.get("method") == "reward" and found.state == "candidate":
+        return [f"kefu round evaluate {found.id}", f"kefu round start --data EXPORT --method grpo --reward-model {found.id}"]
     is_behind = found.state == "live" and canary is not None
     return [] if is_behind else [line.format(name=found.id) for line in COMMANDS[found.state]]
 

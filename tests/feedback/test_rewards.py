@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback import rewards
-from feedback.rewards import Facts, action_of, advantages, combine, compute_score, kefu_reward, numbers_in, reward_func
+from feedback.rewards import Facts, action_of, advantages, combine, compute_score, kefu_reward, numbers_in, reward_func, staged
 
 FACTS: Facts = {
     "answer": "A refund takes 3-5 working days [1].",
@@ -61,6 +61,37 @@ def test_a_signal_only_orders_what_is_equally_right(first: float, second: float)
     low, high = sorted((first, second))
     assert combine(RIGHT, {**FACTS, "user_signal": low}) <= combine(RIGHT, {**FACTS, "user_signal": high})
     assert combine(RIGHT, {**FACTS, "user_signal": -1}) < combine(RIGHT, {**FACTS, "user_signal": 1})
+
+
+ANSWERS = [
+    RIGHT,
+    "Hello.",
+    "Your refund takes some working days.",
+    "It takes 2 days.",
+    "Calm down, it takes 2 days.",
+    RIGHT * 9,
+    "3-5 days [2].",
+    "",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from(ANSWERS), st.floats(-1e9, 1e9)), min_size=1), st.floats(-1, 1))
+def test_what_a_reward_model_likes_never_outweighs_a_rule(judged: list[tuple[str, float]], signal: float) -> None:
+    """The rules' order is kept, and an answer that fails one gains nothing; among equally right ones the better liked is no worse."""
+    rules = [combine(answer, {**FACTS, "user_signal": signal}) for answer, _ in judged]
+    both = staged(rules, [score for _, score in judged])
+    assert all(0 <= reward <= 1 for reward in both)
+    for (_, score), rule, reward in zip(judged, rules, both, strict=True):
+        assert rewards.PASSED - rewards.GENERAL_SHARE <= reward <= rule if rule >= rewards.PASSED else reward == rule <= 0.4
+        for (_, other), other_rule, other_reward in zip(judged, rules, both, strict=True):
+            assert reward > other_reward or rule <= other_rule
+            assert rule != other_rule or rule < rewards.PASSED or score < other or reward >= other_reward
+
+
+def test_a_reward_model_orders_what_is_equally_right_on_any_scale_of_its_own() -> None:
+    for shift in (-1e6, 0, 1e6):
+        low, high, failed = staged([0.9, 0.9, 0.3], [shift, shift + 2, shift + 9])
+        assert high - low > 0.005 and failed == 0.3
 
 
 def test_saying_no_where_no_is_due_beats_saying_yes() -> None:

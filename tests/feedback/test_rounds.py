@@ -73,6 +73,20 @@ async def test_what_cannot_serve_does_not(rounds: Rounds) -> None:
     assert (await rounds.get(untrained)).state == "training"
 
 
+async def test_a_reward_model_is_never_served_and_takes_down_with_it_what_it_taught(rounds: Rounds) -> None:
+    judge = await rounds.begin({"method": "reward"}, "b" * 64, "5" * 64)
+    await rounds.trained(judge.id, None)
+    for share in (0.1, 1):
+        with pytest.raises(RoundRefused, match="answers nobody"):
+            await rounds.promote(judge.id, share)
+    taught, apart = [await rounds.begin({"method": "grpo", "reward_model": name}, "b" * 64, "6" * 64) for name in (judge.id, "")]
+    await rounds.trained(taught.id, f"{taught.id}@{'0' * 12}")
+    await rounds.promote(taught.id, 1)
+    await rounds.erased("5" * 64)
+    assert await served(rounds) == (None, None)
+    assert [(await rounds.get(each.id)).state for each in (judge, taught, apart)] == ["stale_erased", "stale_erased", "training"]
+
+
 async def test_the_arms_of_a_canary_are_counted_apart(rounds: Rounds, database: Database) -> None:
     record, inbox, name = Record(database), Inbox(database), await a_candidate(rounds)
     await rounds.promote(name, 0.5)

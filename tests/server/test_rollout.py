@@ -1,16 +1,25 @@
 """Who talks to which adapter, while rounds come and go."""
 
+import asyncio
+import fcntl
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from backends.adapter import AdapterRegistry
+from backends.client import TokenStream
+from backends.protocol import EngineDown, EngineOptions
+from backends.sequence import FinishReason, SamplingParams
+from backends.supervisor import Supervisor
 from feedback.audit import Audit
 from feedback.database import Database
 from feedback.record import Conversation, Message, Record, new_id
 from feedback.rounds import Rounds
-from server.rollout import follow
+from feedback.training.job import LOADED, claim
+from server.errors import error_headers, error_object
+from server.rollout import follow, watch_training
 from tests.feedback.conftest import made
 from tests.server.fakes import ScriptedChat
 
@@ -56,6 +65,74 @@ async def test_a_share_of_the_conversations_talks_to_the_canary_and_stays_with_i
     await rounds.rollback("by hand")
     await follow(chat, rounds, audit, "round-1")
     assert chat.adapters.key_for("anyone").startswith("round-1"), "the adapter in the settings, when no round is live"
+
+
+async def until(held: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not held():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_round_in_training_throttles_or_pauses_the_server_which_goes_on_by_itself(
+    chat: ScriptedChat, model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rollout.LOOK_EVERY_S", 0.05)
+    folder = tmp_path / "rounds" / "round-1"
+    folder.mkdir(parents=True)
+    supervisor = Supervisor(EngineOptions(model_path, "m", max_sequences=2, num_kv_tokens=2048, threads=1))
+    client = supervisor.client
+    await supervisor.start()
+    watch = asyncio.create_task(watch_training(chat, supervisor, tmp_path))
+    try:
+        await until(lambda: client.is_ready)
+        with claim(folder, "throttle"):
+            await until(lambda: chat.is_throttled)
+        await until(lambda: not chat.is_throttled)
+        told = asyncio.create_task(read(client.submit([5, 6, 7], SamplingParams(temperature=1.0, max_tokens=60))))
+        with await asyncio.to_thread(claim, folder, "pause"):
+            assert supervisor.engine_pid is None, "its memory is free before the training begins"
+            assert await told is not None, "who was being answered heard the end"
+            with pytest.raises(EngineDown) as refused:
+                client.submit([5], SamplingParams(max_tokens=1))
+            assert error_headers(refused.value)["retry-after"] == "60"
+            assert error_object(refused.value)["error"]["code"] == "engine_paused"  # type: ignore[index]
+            assert "training" in client.unready_reason
+        await until(lambda: client.is_ready)
+        assert await read(client.submit([5, 6, 7], SamplingParams(max_tokens=5))) is not None
+    finally:
+        watch.cancel()
+        await supervisor.stop()
+
+
+async def test_a_server_that_starts_while_a_round_has_the_memory_waits_for_its_end(
+    chat: ScriptedChat, model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rollout.LOOK_EVERY_S", 0.05)
+    (tmp_path / "rounds" / "round-1").mkdir(parents=True)
+    supervisor = Supervisor(EngineOptions(model_path, "m", max_sequences=2, num_kv_tokens=2048, threads=1))
+    with claim(tmp_path / "rounds" / "round-1", "pause"):
+        await supervisor.start()
+        watch = asyncio.create_task(watch_training(chat, supervisor, tmp_path))
+        await until(lambda: supervisor.client.is_paused and supervisor.engine_pid is None and _is_free(tmp_path / LOADED))
+    try:
+        await until(lambda: supervisor.client.is_ready)
+    finally:
+        watch.cancel()
+        await supervisor.stop()
+
+
+def _is_free(path: Path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+async def read(stream: TokenStream) -> FinishReason | None:
+    async with stream:
+        return [event.finish_reason async for events in stream for event in events][-1]
 
 
 async def test_a_canary_over_a_red_line_is_taken_back_by_itself(chat: ScriptedChat, database: Database, tmp_path: Path) -> None:

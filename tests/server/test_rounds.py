@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from backends.adapter import AdapterRegistry
 from backends.mini.score import generator
 from feedback.database import Database
-from feedback.evaluation import MAX_CHANGES, MAX_CHARS, Compared, Metrics, objections, read_changes
+from feedback.evaluation import MAX_CHANGES, MAX_CHARS, Compared, Metrics, objections, ranking, read_changes
 from feedback.rounds import Round, Rounds
 from feedback.training.job import Job, train
 from server import replay
@@ -120,9 +120,32 @@ def test_every_method_makes_an_adapter(method: str, tmp_path: Path, data_dir: Pa
     assert stored(data_dir).adapter
 
 
+@trains
+def test_a_reward_model_is_measured_on_held_out_pairs_and_asked_by_grpo_alone(tmp_path: Path, data_dir: Path) -> None:
+    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=4, num_plain=4))
+    few = ("--with", "max_steps=2", "--with", "batch_size=4", "--with", "threads=1", "--with", "max_answer_tokens=64", "--anyway")
+    started = kefu("start", "--data", export, "--method", "reward", *few)
+    assert started.exit_code == 0 and "round-1 is a reward model" in started.output, started.output
+    shown = kefu("evaluate", "round-1")
+    assert "all: of 8 held-out pairs" in shown.output and "it is a reward model" in shown.output, shown.output
+    assert stored(data_dir).adapter is None and msgspec.convert(stored(data_dir).metrics, Metrics).ranked["all"][0] == 8
+    for words in (("promote", "round-1", "--anyway"), ("promote", "round-1", "--anyway", "--share", "1")):
+        assert "it answers nobody" in kefu(*words).output and stored(data_dir).state == "candidate"
+    asking = ("start", "--data", export, *few, "--reward-model", "round-1", "--method")
+    assert "this is dpo, round-1 is reward" in kefu(*asking, "dpo").output
+    asked = kefu(*asking, "grpo")
+    assert asked.exit_code == 0, asked.output
+    verified = msgspec.convert(stored(data_dir, "round-2").metrics, Metrics).verified
+    assert verified is not None and all(0 < mean < 1 for mean in verified)
+    assert "round-2 is grpo" in kefu("start", "--data", export, "--reward-model", "round-2", "--method", "grpo").output
+
+
 def test_what_cannot_be_done_is_told_in_a_sentence(tmp_path: Path, data_dir: Path) -> None:
     assert "holds no export" in kefu("start", "--data", tmp_path).output
     assert "with wants name=value" in kefu("start", "--data", tmp_path, "--with", "rank=many").output
+    export = write_export(tmp_path / "export", pairs(seed=1, num_slang=2, num_plain=2))
+    assert "4 rows, and reward wants 1000: 996 are missing" in kefu("start", "--data", export, "--method", "reward").output
+    assert "there is no round 'round-7'" in kefu("start", "--data", export, "--method", "grpo", "--reward-model", "round-7").output
     assert "that a trainer reads" in kefu("start", "--data", tmp_path, "--model", tmp_path / "some.gguf").output
     for words in (("evaluate", "round-7"), ("promote", "round-7"), ("show", "round-7"), ("resume", "round-7")):
         shown = kefu(*words)
@@ -154,6 +177,22 @@ def test_what_is_better_may_be_promoted_and_what_is_not_may_not() -> None:
     long = Compared(60, same.before, same.after, better.difference, 1.4, (1, 1))
     assert against(Metrics("", {"a": long})) == ["in a answers are 1.40 times as long"]
     assert msgspec.convert(json.loads(msgspec.json.encode(Metrics("", {"a": better}))), Metrics).sets["a"] == better
+
+
+def test_a_round_that_wore_down_the_rules_or_answers_nobody_may_not_be_promoted() -> None:
+    better = compare(CASES, WRONG, RIGHT)
+    assert against(Metrics("", {"a": better}, verified=(0.6, 0.595))) == []
+    assert against(Metrics("", {"a": better}, verified=(0.6, 0.58))) == ["what the rules verify fell from 0.600 to 0.580 while it trained"]
+    assert "a reward model" in against(Metrics(ranked=ranking([(1.0, 3)])))[0]
+    assert against(Metrics(ranked=ranking([]))) == ["it was not evaluated: kefu round evaluate"]
+
+
+def test_a_ranking_that_only_counts_characters_is_told_from_one_that_reads() -> None:
+    pairs = [(float(by), by) for by in range(-20, 31) if by] + [(1.0, 0)]
+    found = ranking(pairs)
+    assert {kind: (num, share[0]) for kind, (num, share) in found.items()} == {"all": (51, 31 / 51), "shorter": (20, 0), "longer": (30, 1)}
+    assert found["shorter"][1][2] < 0.2 < 0.8 < found["longer"][1][1]
+    assert msgspec.convert(json.loads(msgspec.json.encode(Metrics(ranked=found))), Metrics).ranked == found
 
 
 def test_a_judge_counts_only_when_the_order_does_not_matter() -> None:

@@ -158,6 +158,13 @@ def write_export(folder: Path, made: list[Pair]) -> Path:
         [{"prompt": row["prompt"], "chosen": a, "rejected": b} for row, (a, b) in zip(talk, as_message, strict=True)],
     )
     write_lines(folder / "trl" / "grpo" / "train.jsonl", talk)
+    ranked = [
+        {name: [*messages(pair.right), {"role": "assistant", "content": each.answers[0]}] for name, each in both.items()} | {"margin": 0.5}
+        for pair in made
+        for both in [{"chosen": pair.right, "rejected": pair.wrong}]
+    ]
+    for split in ("train", "valid"):
+        write_lines(folder / "trl" / "rm" / f"{split}.jsonl", ranked)
     ends = [(prompt(pair.right), *(f"{text}<|im_end|>" for text in both)) for pair, both in zip(made, says, strict=True)]
     write_lines(folder / "trl_rendered" / "dpo" / "train.jsonl", [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in ends])
     unpaired = [{"prompt": p, "completion": text, "label": text is a} for p, a, b in ends for text in (a, b)]

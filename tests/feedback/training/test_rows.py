@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from feedback.training.job import TrainingFailed
-from feedback.training.rows import read_rows, snapshot_sha256, too_few
+from feedback.training.rows import held_out, read_rows, snapshot_sha256, too_few
 from feedback.training.verify import is_right
 from tests.feedback.training.slang import held, messages, output, pairs, prompt, write_export, write_lines
 
@@ -22,6 +22,9 @@ def test_a_model_that_thinks_gets_rendered_rows_and_another_gets_messages(export
     rendered, plain = read_rows(export, "dpo", OPENS)[0], read_rows(export, "dpo", "<|assistant|>")[0]
     assert rendered["prompt"].endswith(OPENS) and "</think>" in rendered["chosen"]
     assert plain["prompt"][0]["role"] == "system"
+    (ranked, *_), spare = read_rows(export, "reward", OPENS), held_out(export, "reward")
+    assert {"system", "user", "assistant"} == {said["role"] for said in ranked["chosen"]} and "</think>" not in str(ranked["chosen"])
+    assert len(spare) == 12 and held_out(export, "grpo") == []
     assert read_rows(export, "orpo", OPENS) == read_rows(export, "dpo", OPENS)
     assert read_rows(export, "sft", OPENS)[0] == {"prompt": rendered["prompt"], "completion": rendered["chosen"]}
     write_lines(export / "trl_rendered" / "sft" / "train.jsonl", [{"prompt": f"Hi{OPENS}\n</think>\n\n", "completion": "Hello."}])
@@ -34,7 +37,8 @@ def test_a_model_that_thinks_gets_rendered_rows_and_another_gets_messages(export
 
 
 def test_too_few_rows_are_told(export: Path, tmp_path: Path) -> None:
-    assert too_few(export, "dpo") == "12 rows, and dpo wants 200"
+    assert too_few(export, "dpo") == "12 rows, and dpo wants 200: 188 are missing"
+    assert too_few(export, "reward") == "12 rows, and reward wants 1000: 988 are missing"
     rows = [json.dumps({"prompt": "?", "completion": "!", "label": number < 30}) + "\n" for number in range(400)]
     (tmp_path / "trl" / "kto").mkdir(parents=True)
     (tmp_path / "trl" / "kto" / "train.jsonl").write_text("".join(rows))

@@ -121,11 +121,13 @@ def test_a_text_completion_has_neither_thoughts_nor_template() -> None:
 # -- what the engine is told -------------------------------------------------------------------------------------------
 
 
-def _submitted(job: ChatJob) -> ScriptedEngine:
+def _submitted(job: ChatJob, *, is_throttled: bool = False) -> ScriptedEngine:
     engine = ScriptedEngine()
 
     async def opened() -> None:
-        await ChatService(engine, ByteTokenizer).open(job).aclose()
+        chat = ChatService(engine, ByteTokenizer)
+        chat.is_throttled = is_throttled
+        await chat.open(job).aclose()
 
     asyncio.run(opened())
     return engine
@@ -139,8 +141,8 @@ def test_the_scope_covers_the_system_message_and_nothing_more() -> None:
 
 
 def test_a_budget_goes_before_an_effort_and_no_effort_means_no_budget() -> None:
-    def budget(job: ChatJob) -> int | None:
-        thinking = _submitted(job).submitted[0].thinking
+    def budget(job: ChatJob, *, is_throttled: bool = False) -> int | None:
+        thinking = _submitted(job, is_throttled=is_throttled).submitted[0].thinking
         assert thinking is not None
         return thinking.budget
 
@@ -148,6 +150,8 @@ def test_a_budget_goes_before_an_effort_and_no_effort_means_no_budget() -> None:
     assert budget(replace(JOB, effort="low")) == 100
     assert budget(replace(JOB, effort="low", thinking_budget=7)) == 7
     assert budget(replace(JOB, effort="none")) == 0
+    assert budget(replace(JOB, effort="low"), is_throttled=True) == thinking_budget("minimal", 400) < 100
+    assert budget(replace(JOB, thinking_budget=200), is_throttled=True) == 200, "a number that was asked for is kept"
 
 
 @pytest.mark.parametrize(("asked", "language"), [("How long do I have?", "en"), ("可以退货吗？", "zh")])

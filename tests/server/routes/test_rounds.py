@@ -11,7 +11,7 @@ import pytest
 from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.database import Database
-from feedback.evaluation import Change, Compared, Metrics, forget_changes, write_changes
+from feedback.evaluation import Change, Compared, Metrics, forget_changes, ranking, write_changes
 from feedback.record import Conversation, Message, Record, new_id
 from feedback.rounds import Rounds
 from tests.feedback.conftest import made
@@ -96,6 +96,19 @@ async def test_a_round_that_was_not_measured_says_so(http: httpx.AsyncClient, da
     assert "kefu round resume round-1" in text and "Answers that changed" not in text
     await rounds.trained("round-1", "key")
     assert "it was not evaluated" in await page(http, "/round-1")
+
+
+async def test_a_reward_model_tells_how_it_ranks_and_is_offered_to_grpo_alone(http: httpx.AsyncClient, database: Database) -> None:
+    rounds = Rounds(database)
+    name = (await rounds.begin({"method": "reward"}, "b" * 64, "5" * 64)).id
+    await rounds.trained(name, None)
+    await rounds.measured(name, asdict(Metrics(ranked=ranking([(1.0, 5), (1.0, -5), (-1.0, -9)]), verified=(0.7123, 0.8))))
+    await sign_in(http, Accounts(database), "editor")
+    text = await page(http, f"/{name}")
+    assert "in the right order: 66.7% (21 – 94) of 3" in text and "is the shorter one: 50.0% (9 – 91) of 2" in text
+    assert "it judges answers and gives none" in text and "0.712 at the start, 0.800 at the end" in text
+    assert f"--method grpo --reward-model {name}" in text and "kefu round promote" not in text
+    assert "0.712" in await page(http, f"/{name}?lang=zh")
 
 
 async def test_a_canary_is_told_with_its_red_lines_and_can_be_taken_back(

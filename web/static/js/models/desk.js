@@ -24,6 +24,7 @@ const PROBLEM_BY_CODE = {
   daily_limit: "enough",
   engine_died: "cut",
   engine_down: "down",
+  engine_paused: "learning",
   queue_full: "busy",
   shutting_down: "down",
   state_changed: "changed",
