@@ -27,8 +27,8 @@ class JudgeFailed(Exception):
     """The judge cannot be asked; the message is one sentence."""
 
 
-class ModelJudge:
-    """Asks an OpenAI-compatible server, such as a running kefu, once a comparison. A key is taken from KEFU_API_KEY."""
+class ModelServer:
+    """An OpenAI-compatible server, such as a running kefu. A key is taken from KEFU_API_KEY."""
 
     def __init__(self, url: str) -> None:
         """Raises JudgeFailed."""
@@ -37,27 +37,34 @@ class ModelJudge:
             self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, headers=headers)
             self._model = self._http.get("/v1/models").raise_for_status().json()["data"][0]["id"]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
-            raise JudgeFailed(f"{url} serves no model to judge with: {error}") from error
+            raise JudgeFailed(f"{url} serves no model to ask: {error}") from error
+
+    def complete(self, messages: Messages, **wishes: object) -> list[str]:
+        """The answers to one prompt that came to their end. Raises JudgeFailed."""
+        body = {"model": self._model, "messages": [dict(turn) for turn in messages], **wishes}
+        try:
+            choices = self._http.post("/v1/chat/completions", json=body).raise_for_status().json()["choices"]
+            return [str(each["message"]["content"] or "") for each in choices if each.get("finish_reason", "stop") == "stop"]
+        except (httpx.HTTPError, ValueError, LookupError) as error:
+            raise JudgeFailed(f"the model gave no answer: {error}") from error
+
+    def shaped(self, messages: Messages, schema: Mapping[str, object]) -> str:
+        """Its likeliest answer under a JSON schema; empty where that came to no end. Raises JudgeFailed."""
+        form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+        return "".join(self.complete(messages, temperature=0, response_format=form)[:1])
+
+
+class ModelJudge(ModelServer):
+    """Asks once a comparison."""
 
     def __call__(self, prompt: Messages, first: str, second: str) -> Better:
         """What does not come as it was asked for is a tie. Raises JudgeFailed."""
         # As JSON no text can end early and speak for the judge.
         material = json.dumps({"conversation": [dict(turn) for turn in prompt], "first": first, "second": second}, ensure_ascii=False)
-        body = {
-            "model": self._model,
-            "messages": [
-                {"role": "system", "content": CONSTITUTION.read_text("utf-8")},
-                {"role": "user", "content": f"{material}\n\n{ASKED}"},
-            ],
-            "temperature": 0,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}},
-        }
+        system = {"role": "system", "content": CONSTITUTION.read_text("utf-8")}
+        answer = self.shaped([system, {"role": "user", "content": f"{material}\n\n{ASKED}"}], SCHEMA)
         try:
-            reply = self._http.post("/v1/chat/completions", json=body).raise_for_status()
-        except httpx.HTTPError as error:
-            raise JudgeFailed(f"the judge gave no verdict: {error}") from error
-        try:
-            said = json.loads(reply.json()["choices"][0]["message"]["content"])["better"]
+            said = json.loads(answer)["better"]
         except (ValueError, LookupError, TypeError):
             return "tie"
         return said if said in ("first", "second") else "tie"

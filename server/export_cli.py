@@ -1,10 +1,9 @@
 """`kefu export`: what was learnt from customers, as files that trainers load."""
 
 import asyncio
-import os
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from feedback.writers import Json, Rendering, Shop
 
 SALT_FILE = "split.salt"
-ASK_TIMEOUT_S = 600.0
 out = Console(highlight=False, soft_wrap=True, markup=False)
 
 
@@ -66,7 +64,7 @@ async def _export(
     from feedback.audit import Audit
     from feedback.database import Database, RecordUnavailable
     from feedback.export import Rules, read_snapshot, select_examples
-    from feedback.judge import ModelJudge
+    from feedback.judge import ModelJudge, ModelServer
     from feedback.pairs import regenerate
     from feedback.redact import find
     from feedback.review import Reviews
@@ -88,8 +86,12 @@ async def _export(
                 snapshot = await database.read(lambda connection: read_snapshot(connection, gates))
                 if urls[0]:
                     step("asking for new answers")
-                    judge = ModelJudge(urls[1]) if urls[1] else None
-                    rows = await regenerate(snapshot.rows, _asker(urls[0]), gates, lambda case: turns_of(case, shop), judge)
+                    judge, server = ModelJudge(urls[1]) if urls[1] else None, ModelServer(urls[0])
+
+                    async def ask(turns: "Sequence[Turn]", count: int) -> list[str]:
+                        return await asyncio.to_thread(server.complete, [turn.message for turn in turns], n=count)
+
+                    rows = await regenerate(snapshot.rows, ask, gates, lambda case: turns_of(case, shop), judge)
                     snapshot = replace(snapshot, rows=rows)
                 await Reviews(database).offer(snapshot.rows)
                 selection = select_examples(snapshot, rules, step)
@@ -159,26 +161,6 @@ def _rendering(settings: Settings) -> "Rendering | None":
         return _Template(make_tokenizer(str(model)))
     except ModelLoadError as error:
         raise ExportFailed(str(error)) from error
-
-
-def _asker(url: str) -> "Callable[[Sequence[Turn], int], Awaitable[list[str]]]":
-    """Ask a chat endpoint for several answers to one prompt. A key is taken from KEFU_API_KEY."""
-    import httpx
-
-    headers = {"Authorization": f"Bearer {os.environ.get('KEFU_API_KEY', 'none')}"}
-
-    async def ask(turns: "Sequence[Turn]", count: int) -> list[str]:
-        messages = [turn.message for turn in turns]
-        try:
-            async with httpx.AsyncClient(base_url=url, timeout=ASK_TIMEOUT_S, headers=headers) as client:
-                model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-                reply = await client.post("/v1/chat/completions", json={"model": model, "messages": messages, "n": count})
-                choices = reply.raise_for_status().json()["choices"]
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ExportFailed(f"{url} gives no answers: {error}") from error
-        return [str(choice["message"]["content"] or "") for choice in choices if choice["finish_reason"] == "stop"]
-
-    return ask
 
 
 def _language(case: "Case") -> Language:

@@ -73,7 +73,7 @@ def test_a_server_without_a_model_or_an_answer_is_one_sentence() -> None:
     def broken(first: str, second: str) -> str:
         raise HTTPException(503)
 
-    with judged_by(broken) as (judge, _), pytest.raises(JudgeFailed, match="no verdict"):
+    with judged_by(broken) as (judge, _), pytest.raises(JudgeFailed, match="no answer"):
         judge(PROMPT, "a", "b")
 
 

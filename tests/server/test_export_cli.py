@@ -137,7 +137,7 @@ def test_a_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     talk.signal(first, "rephrase", -1)
     talk.signal(talk.answers("信用卡 " + DAYS), "gratitude", 1)
     keep(tmp_path, talk)
-    assert "kefu: http://127.0.0.1:1 gives no answers" in run(tmp_path / "out", "--regenerate", "http://127.0.0.1:1", status=1)
+    assert "kefu: http://127.0.0.1:1 serves no model to ask" in run(tmp_path / "out", "--regenerate", "http://127.0.0.1:1", status=1)
     assert not (tmp_path / "out").exists()
 
 
