@@ -13,7 +13,7 @@ from collections import deque
 import msgspec
 
 from backends.client import EngineClient
-from backends.protocol import EngineOptions
+from backends.protocol import EngineDown, EngineOptions, ModelSpec
 from backends.worker import LOAD_FAILED_EXIT
 
 log = logging.getLogger("kefu.engine")
@@ -61,6 +61,16 @@ class Supervisor:
         self.client.down("the model is loading again", 5)
         self._is_stopping = False
         await self.start()
+
+    async def loaded(self) -> ModelSpec:
+        """The model, once it is there. Raises EngineDown when the first attempt failed."""
+        while True:
+            try:
+                return self.client.spec
+            except EngineDown as error:
+                if error.retry_after_s is None or self.num_restarts:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         """SIGTERM, then patience, then SIGKILL."""

@@ -1,18 +1,22 @@
-"""How well questions find their passage: `python -m bench.retrieval FOLDER`, where FOLDER holds banking77/ and clinc150/."""
+"""How well questions find their passage: `python -m bench.retrieval FOLDER [--embedding MODEL]`."""
 
+import argparse
+import asyncio
 import csv
 import json
 import random
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from feedback.likeness import Rows
 from feedback.retrieval import FITS, Found, Index
+from server.app import find_vectors
+from server.settings import KnowledgeSettings, Settings
 
 console = Console(soft_wrap=True)
 Asked = list[tuple[str, str]]
@@ -53,17 +57,21 @@ def clinc(folder: Path, split: str) -> tuple[Asked, Asked, list[str]]:
     return pairs["train"], pairs[split], [text for text, _ in pairs[f"oos_{split}"]]
 
 
-def measure(learnt: Asked, asked: Asked, outside: Iterable[str] = (), threshold: float = FITS) -> Scores:
-    """Index the learnt questions as articles, then ask."""
+def measure(learnt: Asked, asked: Asked, outside: Iterable[str] = (), threshold: float = FITS, settings: Settings | None = None) -> Scores:
+    """Index the learnt questions as articles, then ask; by meaning too, where `settings` name an embedding model."""
     examples = defaultdict(list)
     for text, intent in learnt:
         examples[intent].append(text)
     topics = [Topic(texts[0], tuple(texts), intent.replace("_", " ")) for intent, texts in examples.items()]
-    names, index = list(examples), Index(topics)
+    names, index, beyond = list(examples), Index(topics), list(outside)
+    texts = [*(text for text, _ in asked), *beyond]
+    vectors: Sequence[Rows | None] = [None] * len(texts)
+    if settings and (made := asyncio.run(find_vectors(settings, index.texts, texts))):
+        index, vectors = index.embedded(made[0]), list(made[1])
     began = time.perf_counter()
-    found = [(index.search(text), intent) for text, intent in asked]
+    found = [(index.search(text, vector=vector), intent) for (text, intent), vector in zip(asked, vectors, strict=False)]
     ms = (time.perf_counter() - began) * 1e3 / len(asked)
-    strange = [index.search(text) for text in outside]
+    strange = [index.search(text, vector=vector) for text, vector in zip(beyond, vectors[len(asked) :], strict=True)]
 
     def is_first(one: Found, intent: str) -> bool:
         return names[one.hits[0].number] == intent
@@ -87,15 +95,20 @@ def _rows(path: Path) -> Asked:
         return [(row["text"], row["category"]) for row in csv.DictReader(file)]
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Print one line a data set, as the README's table has them."""
+    parser = argparse.ArgumentParser("python -m bench.retrieval")
+    parser.add_argument("folder", type=Path, help="holds banking77/ and clinc150/")
+    parser.add_argument("--embedding", type=Path, help="an embedding model: its vectors are used too, their time is not counted")
+    options = parser.parse_args()
+    folder, settings = options.folder, Settings(knowledge=KnowledgeSettings(embedding_model=options.embedding))
     console.print("| data | R@5 | first | accuracy in scope | out-of-scope recall | ms a question |\n|---|---|---|---|---|---|")
     runs = {"Banking77": (*banking(folder), ()), "CLINC150, validation": clinc(folder, "val"), "CLINC150, test": clinc(folder, "test")}
     for name, (learnt, asked, outside) in runs.items():
-        one = measure(learnt, asked, outside)
+        one = measure(learnt, asked, outside, settings=settings)
         beyond = "" if one.outside is None else f"{one.outside:.3f}"
         console.print(f"| {name} | {one.recall_at_5:.3f} | {one.first:.3f} | {one.accuracy:.3f} | {beyond} | {one.ms:.1f} |")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -4,6 +4,7 @@ import json
 import re
 import tomllib
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -17,6 +18,9 @@ from feedback.grams import HAN, TOKEN
 WORDS = Path(__file__).with_name("rephrase.toml")
 WEIGHTS = WORDS.with_suffix(".json")
 MAX_CHARS = 400
+# So many deviations from strangers are one unit.
+STRANGE = 4
+Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class _Lexicon:
         self.empty = frozenset((*told["empty"]["zh"].split(), *told["empty"]["en"].split()))
         self.asks = {name: _pattern(text) for name, text in told["asks"].items()}
         self.cues = {name: _pattern(text) for name, text in {**told["cues"], **told["acts"]}.items()}
+        self.judge: dict[str, str] = told["judge"]
+        self.strangers: dict[str, list[str]] = told["strangers"]
         self.opposites = [tuple(pair.strip().split()) for line in told["opposite"]["pairs"] for pair in line.split(",")]
 
 
@@ -115,8 +121,8 @@ frame
 PAIR_FEATURES = tuple(_NAMES.split())
 
 
-def pair_features(first: str, second: str) -> NDArray[np.float64]:
-    """How two questions compare, [len(PAIR_FEATURES)]."""
+def pair_features(first: str, second: str, meaning: float | None = None) -> NDArray[np.float64]:
+    """How two questions compare, [len(PAIR_FEATURES)], one more with `meaning`."""
     a, b = read(first), read(second)
     shared = a.telling & b.telling
     only_a, only_b = len(a.telling - b.telling), len(b.telling - a.telling)
@@ -135,12 +141,12 @@ def pair_features(first: str, second: str) -> NDArray[np.float64]:
     asks = (bool(a.asks and b.asks) and not a.asks & b.asks, bool(a.asks & b.asks), _has_opposites(a, b))
     length = min(len(a.tokens), len(b.tokens)) / max(len(a.tokens), len(b.tokens), 1)
     whole = (length, not shared, a.plain == b.plain, _frame(a, b))
-    return np.array((1, *words, cosine, *changed, *asks, *whole), float)
+    return np.array((1, *words, cosine, *changed, *asks, *whole, *([] if meaning is None else [meaning])), float)
 
 
 @cache
 def weights() -> dict[str, NDArray[np.float64]]:
-    """The weights in force, by model: `en` and `zh` for pairs of questions, `turn`."""
+    """The weights in force, by model: `en` and `zh` for pairs of questions, `turn`; the same for where there is an embedding model."""
     return {name: np.array(values) for name, values in json.loads(WEIGHTS.read_text(encoding="utf-8"))["weights"].items()}
 
 
@@ -148,12 +154,38 @@ def sigmoid(x: float) -> float:
     return float(1 / (1 + np.exp(-x)))
 
 
-def compare(first: str, second: str) -> tuple[NDArray[np.float64], float]:
-    """The features of two questions, and the log-odds that they are one."""
-    features, script = pair_features(first, second), "zh" if HAN.search(first) and HAN.search(second) else "en"
-    return features, float(features @ weights()[script])
+def script_of(*texts: str) -> str:
+    return "zh" if all(HAN.search(text) for text in texts) else "en"
 
 
-def same_question(first: str, second: str) -> float:
+def compare(first: str, second: str, meaning: float | None = None) -> tuple[NDArray[np.float64], float]:
+    """The features of two questions, and the log-odds that they are one; `meaning` is how alike `Meanings` finds them."""
+    features, script = pair_features(first, second, meaning), script_of(first, second)
+    return features, float(features @ weights()[script if meaning is None else f"{script}_meaning"])
+
+
+def same_question(first: str, second: str, meaning: float | None = None) -> float:
     """The probability that two texts ask the same."""
-    return sigmoid(compare(first, second)[1])
+    return sigmoid(compare(first, second, meaning)[1])
+
+
+class Meanings:
+    """How alike texts are to an embedding model, in the measure of its strangers, which makes the figures of any two models comparable.
+
+    A cosine says little by itself: some models give unrelated texts 0.1, others 0.8. So it is told in deviations from each text's cosines
+    with the lexicon's strangers, the mean of both texts' (the s-norm of speaker recognition, Shum et al. 2010).
+    """
+
+    def __init__(self, rows: Mapping[str, Rows], model: str = "") -> None:
+        """`rows` are the model's unit vectors, [d], of all `strangers()` and the first MAX_CHARS of every text to be compared."""
+        self._rows, self.model = rows, model
+        self._strangers = {script: np.stack([rows[text] for text in texts]) for script, texts in lexicon().strangers.items()}
+
+    @staticmethod
+    def strangers() -> list[str]:
+        return [text for texts in lexicon().strangers.values() for text in texts]
+
+    def __call__(self, first: str, second: str) -> float:
+        a, b, others = self._rows[first[:MAX_CHARS]], self._rows[second[:MAX_CHARS]], self._strangers[script_of(first, second)]
+        away = [(a @ b - (others @ row).mean()) / max(float((others @ row).std()), 1e-3) for row in (a, b)]
+        return float(np.clip(sum(away) / 2 / STRANGE, -1, 3))

@@ -5,18 +5,23 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 from sqlalchemy import Connection, and_, delete, false, func, insert, or_, select
 
 from feedback import rephrase
 from feedback.database import Database, RecordUnavailable
+from feedback.likeness import MAX_CHARS, Meanings, Rows
 from feedback.record import Message, newest_branch, now_ms, read_messages
 from feedback.rephrase import FIRES, Friction, Turn, classify
 from feedback.signals import DAY_MS, PROPENSITY, Observation, Signals
 from feedback.tables import conversation, handoff, lookback, message
 
-DETECTOR = ("rephrase", rephrase.VERSION)
+DETECTOR = "rephrase"
+MAX_VERSION_CHARS = 32
 BATCH = 200
+MAX_KNOWN = 2000
 EVERY_S = 3600
 log = logging.getLogger(__name__)
 
@@ -32,8 +37,21 @@ class Story:
     requests: Sequence[int]
 
 
+class Understanding(Protocol):
+    """An embedding model: its name, and unit vectors of questions, [n, d]; None when it is away."""
+
+    name: str
+
+    async def of_questions(self, questions: Sequence[str]) -> Rows | None: ...
+
+
 class Lookback:
-    """Writes the signals of turns not yet looked at. What a crash cuts off is looked at again, and nothing is written twice."""
+    """Writes the signals of turns not yet looked at. What a crash cuts off is looked at again, and nothing is written twice.
+
+    While `model` is there, turns are compared by its vectors too.
+    """
+
+    model: Understanding | None = None
 
     def __init__(self, database: Database, signals: Signals, clock: Callable[[], int] = now_ms) -> None:
         self._database = database
@@ -41,6 +59,7 @@ class Lookback:
         self._clock = clock
         self._kept: asyncio.Queue[str] = asyncio.Queue()
         self.on_looked: Callable[[str], object] = lambda conversation_id: None
+        self._known: dict[str, Rows] = {}
 
     def kept(self, conversation_id: str) -> None:
         """Something was said in a conversation; `run` will look at it."""
@@ -73,7 +92,7 @@ class Lookback:
 
     async def _look(self, story: Story) -> None:
         now = self._clock()
-        seen = list(observe(story, now, self._signals.asks))
+        seen = list(observe(story, now, self._signals.asks, await self._meanings(story)))
         settled = not story.messages or story.messages[-1].created_at_ms < now - DAY_MS
 
         def work(connection: Connection) -> None:
@@ -83,8 +102,23 @@ class Lookback:
 
         await self._database.write(work)
 
+    async def _meanings(self, story: Story) -> Meanings | None:
+        """What an embedding model finds of the customer's turns; None where words must do."""
+        said = [each.text[:MAX_CHARS] for each in story.messages if each.role == "user"]
+        if self.model is None or len(said) < 2:
+            return None
+        needed = [*Meanings.strangers(), *said]
+        unknown = [text for text in dict.fromkeys(needed) if text not in self._known]
+        rows = await self.model.of_questions(unknown) if unknown else np.zeros(0, np.float32)
+        if rows is None:
+            return None
+        self._known |= zip(unknown, rows, strict=True)
+        if len(self._known) > MAX_KNOWN:
+            self._known = {text: self._known[text] for text in needed}
+        return Meanings(self._known, self.model.name)
 
-def observe(story: Story, now: int, asks: Callable[[str], bool]) -> Iterator[Observation]:
+
+def observe(story: Story, now: int, asks: Callable[[str], bool], meanings: Meanings | None = None) -> Iterator[Observation]:
     """Every signal in a conversation, from its beginning. Pure."""
     branch = newest_branch(story.messages)
     for each in story.messages:
@@ -100,26 +134,27 @@ def observe(story: Story, now: int, asks: Callable[[str], bool]) -> Iterator[Obs
         if each.role == "agent" and (answer := _last_answer(before)) and not any(one.role == "agent" for one in before):
             yield Observation("agent_correction", str(answer.completion_id), -1.0, "agent", source_message_id=each.id)
         if each.role == "user" and before and before[-1].role == "assistant":
-            yield from _said_next(each, before, story.requests)
+            yield from _said_next(each, before, story.requests, meanings)
     if branch and branch[-1].completion_id and branch[-1].created_at_ms < now - DAY_MS:
         yield Observation("silence", branch[-1].completion_id, 1.0)
 
 
-def _said_next(said: Message, before: Sequence[Message], requests: Sequence[int]) -> Iterator[Observation]:
+def _said_next(said: Message, before: Sequence[Message], requests: Sequence[int], meanings: Meanings | None) -> Iterator[Observation]:
     answer, questions = before[-1], [each for each in before if each.role == "user"]
-    verdict = classify(turn_of(said, before, requests))
+    verdict = classify(turn_of(said, before, requests, meanings))
+    detector = DETECTOR, f"{rephrase.VERSION}+{meanings.model}"[:MAX_VERSION_CHARS] if meanings else rephrase.VERSION
     if verdict.prob >= FIRES:
         again = questions[-verdict.span]
         target = next((each for each in before if each.reply_to_id == again.id and each.role == "assistant"), answer)
         kinds = ("rephrase", "correction") if verdict.kind == "correction" else ("rephrase",)
         for kind in kinds if target.completion_id else ():
             where = {"source_message_id": said.id, "span": f"0:{len(said.text)}", "prob": round(verdict.prob, 4)}
-            yield Observation(kind, str(target.completion_id), -1.0, "visitor", DETECTOR, **where)  # type: ignore[arg-type]
+            yield Observation(kind, str(target.completion_id), -1.0, "visitor", detector, **where)  # type: ignore[arg-type]
     elif answer.completion_id and verdict.kind == "closing" and rephrase.thanks(said.text):
-        yield Observation("gratitude", answer.completion_id, 1.0, "visitor", DETECTOR, source_message_id=said.id)
+        yield Observation("gratitude", answer.completion_id, 1.0, "visitor", detector, source_message_id=said.id)
 
 
-def turn_of(said: Message, before: Sequence[Message], requests: Sequence[int] = ()) -> Turn:
+def turn_of(said: Message, before: Sequence[Message], requests: Sequence[int] = (), meanings: Meanings | None = None) -> Turn:
     """A customer's message as the detector sees it; `before` ends in the bot's answer."""
     answer = before[-1]
     friction: set[Friction] = set()
@@ -131,7 +166,8 @@ def turn_of(said: Message, before: Sequence[Message], requests: Sequence[int] = 
         friction.add("handoff_request")
     earlier = tuple(each.text for each in before if each.role == "user")[-rephrase.NUM_EARLIER :]
     gap_s = (said.created_at_ms - answer.created_at_ms) / 1000
-    return Turn(said.text, earlier, answer.text, gap_s, frozenset(friction), delivered=answer.completion_id is not None)
+    like = tuple(meanings(each, said.text) for each in earlier) if meanings else ()
+    return Turn(said.text, earlier, answer.text, gap_s, frozenset(friction), answer.completion_id is not None, like)
 
 
 def _last_answer(said: Sequence[Message]) -> Message | None:

@@ -125,6 +125,11 @@ class Signals:
 
     async def retract(self, signal_id: str, actor: str) -> None:
         """Make a signal count for nothing, by a new row that says so; once. Raises NotFound."""
+        nothing = {"value": 0.0, "weight": 0.0, "reason": "retraction", "prob": None}
+        await self.supersede(signal_id, {**nothing, "actor": actor[:16], "created_at_ms": self._clock()})
+
+    async def supersede(self, signal_id: str, changed: Mapping[str, object]) -> None:
+        """Put a new row in a signal's place, without its words and with what is `changed`; once. Raises NotFound."""
 
         def work(connection: Connection) -> None:
             old = connection.execute(select(signal).where(signal.c.id == signal_id)).mappings().first()
@@ -132,11 +137,9 @@ class Signals:
                 raise NotFound("no such signal")
             if connection.execute(select(signal.c.id).where(signal.c.retracts_id == signal_id)).first():
                 return
-            row = {name: old[name] for name in ("conversation_id", "completion_id", "visitor_id", "kind")}
-            row |= {"value": 0.0, "weight": 0.0, "reason": "retraction", "tags": [], "actor": actor[:16], "retracts_id": signal_id}
-            connection.execute(
-                insert(signal).values(id=new_id("sig"), idempotency_key=new_id("retract"), created_at_ms=self._clock(), **row)
-            )
+            row = {name: value for name, value in old.items() if name not in ("seq", "comment")} | {"tags": []} | dict(changed)
+            row |= {"id": new_id("sig"), "idempotency_key": new_id("instead"), "retracts_id": signal_id}
+            connection.execute(insert(signal).values(**row))
 
         await self._database.write(work)
 

@@ -38,6 +38,7 @@ from feedback.record import Record
 from feedback.retention import Retention
 from feedback.review import Reviews
 from feedback.rounds import Rounds
+from feedback.second_look import SecondLook
 from feedback.signals import PROPENSITY, Signals
 from server.auth import KeyRing
 from server.awake import Awake, SleepWatch, caffeinate
@@ -53,14 +54,15 @@ from server.desk.notify import Notifier
 from server.desk.policy import Policy
 from server.desk.policy_file import Terms, load_policy
 from server.desk.policy_store import PolicyStore
+from server.desk.second_look import ask_at_rest
 from server.desk.tools import DeskTools
 from server.desk.tools_file import DEMO_TOOLS, load_tools
 from server.desk.visitors import Visitors
-from server.embedder import Embedder
+from server.embedder import Embedder, Rows
 from server.errors import install_handlers
 from server.metrics import EngineNumbers, Metrics
 from server.middleware import Door, Traffic
-from server.models import Chosen
+from server.models import Chosen, choose_embedding
 from server.rollout import watch_rounds, watch_training
 from server.routes.consent import consent_router
 from server.routes.console import console_router
@@ -129,21 +131,21 @@ def create_app(
     audit = Audit(database, settings.data_dir / "audit.head")
     console, retention = Console(Accounts(database), audit), _make_retention(settings, database, audit)
     (signals, lookback), limits = _make_signals(database, desk, handoffs, welcome.visitors), DeskLimits(settings.desk)
+    second, lookback.model = SecondLook(database, partial(ask_at_rest, chat), settings.desk.rephrase_judge), embedder
 
     def works() -> list[Work]:
         follow = watch_rounds(chat, Rounds(database), console.audit, settings.engine.adapter)
         watched = _watch(engine, chat, desk.prepare, broken), watch_sleep(chat, engine, Awake(caffeinate()))
         trained = [watch_training(chat, supervisor, settings.data_dir)] if isinstance(supervisor, Supervisor) else []
-        kept = handoffs.run(), lookback.run(), retention.run(), knowledge.run()
+        kept = handoffs.run(), lookback.run(), second.run(), retention.run(), knowledge.run()
         return [follow, *watched, *trained, *kept, *([desk.tools.run()] if desk.tools else [])]
 
-    engines = [supervisor, embedder.supervisor] if embedder else [supervisor]
+    engines, traffic.on_drain = [supervisor, embedder.supervisor] if embedder else [supervisor], handoffs.end_streams
     lifespan = _lifespan(engines, database, works, (handoffs.close, notifier.close, desk.close))
     asgi = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    traffic.on_drain = handoffs.end_streams
     for router in (
         health_router(engine, traffic, metrics, ring),
-        openai_router(chat, ring, settings.server),
+        openai_router(chat, ring, settings.server, embedder),
         embeddings_router(embedder, ring, settings.server),
         desk_router(desk, handoffs, signals, welcome, shops, limits),
         handoff_router(handoffs, signals, welcome.visitors, limits),
@@ -291,6 +293,22 @@ def make_embedder(settings: EngineSettings, entry: Entry | None, path: Path) -> 
     name, asks = (entry.name, entry.asks) if entry else (path.stem, "")
     options = EngineOptions(str(path), name, threads=settings.threads, gpu_layers=settings.gpu_layers, embeds=True)
     return Embedder(replace(options, context_length=MAX_TOKENS, num_kv_tokens=MAX_TOKENS, batch_tokens=MAX_TOKENS), asks)
+
+
+async def find_vectors(settings: Settings, texts: Sequence[str], questions: Sequence[str]) -> tuple[Rows, Rows] | None:
+    """Vectors of passages and of questions, where no server runs; None where no embedding model is set.
+
+    Raises ModelUnavailable, ModelLoadError, EngineDown.
+    """
+    if not (chosen := choose_embedding(settings)):
+        return None
+    embedder = make_embedder(settings.engine, *chosen)
+    await embedder.supervisor.start()
+    try:
+        limit = (await embedder.supervisor.loaded()).context_length - 1
+        return (await embedder.embed(texts, limit))[0], (await embedder.embed([embedder.asks + each for each in questions], limit))[0]
+    finally:
+        await embedder.supervisor.stop()
 
 
 def make_upstream(settings: UpstreamSettings) -> UpstreamClient:

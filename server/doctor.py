@@ -1,6 +1,5 @@
 """What could go wrong on this machine, one finding a line: what is, and what to do about it."""
 
-import asyncio
 import platform
 import re
 import shutil
@@ -13,7 +12,7 @@ from typing import Literal
 
 from backends.catalog import find
 from backends.fit import GIB, Fit, Machine
-from backends.protocol import EngineDown, EngineError, EngineOptions, ModelSpec
+from backends.protocol import EngineError, EngineOptions
 from backends.sequence import SamplingParams
 from backends.supervisor import Supervisor
 from server.models import OFFERED, ModelUnavailable, choose, default_format
@@ -127,7 +126,7 @@ async def decode(options: EngineOptions) -> Finding:
     prompt, first = [index % 256 + 1 for index in range(PROMPT_TOKENS)], 0.0
     await supervisor.start()
     try:
-        await _loaded(supervisor)
+        await supervisor.loaded()
         loaded = time.monotonic()
         async with supervisor.client.submit(prompt, SamplingParams(max_tokens=ANSWER_TOKENS)) as stream:
             async for events in stream:
@@ -141,14 +140,3 @@ async def decode(options: EngineOptions) -> Finding:
     return Finding(
         "engine", "ok", f"{options.name} loads in {loaded - began:.1f} s and reads {PROMPT_TOKENS} tokens at {speed:,.0f} a second"
     )
-
-
-async def _loaded(supervisor: Supervisor) -> ModelSpec:
-    """The model, once it is there. Raises EngineDown when the first attempt failed."""
-    while True:
-        try:
-            return supervisor.client.spec
-        except EngineDown as error:
-            if error.retry_after_s is None or supervisor.num_restarts:
-                raise
-        await asyncio.sleep(0.05)

@@ -17,6 +17,7 @@ from backends.supervisor import Supervisor
 BATCH_TEXTS = 16
 # A customer waits no longer for a question's vector.
 QUESTION_TIMEOUT_S = 1.0
+BATCH_TIMEOUT_S = 30.0
 ONE = SamplingParams(max_tokens=1)
 log = logging.getLogger("kefu.embedder")
 
@@ -29,8 +30,9 @@ class Embedder:
     def __init__(self, options: EngineOptions, asks: str = "") -> None:
         self.supervisor = Supervisor(options)
         self.client = self.supervisor.client
+        self.name = options.name
         self._path = options.path
-        self._asks = asks
+        self.asks = asks
         self._known: dict[str, Rows] = {}
         self._turn = asyncio.Lock()
         self._reason = ""
@@ -48,7 +50,7 @@ class Embedder:
         for start in range(0, len(tokens), BATCH_TEXTS):
             async with self._turn:
                 rows += await asyncio.gather(*map(self._vector, tokens[start : start + BATCH_TEXTS]))
-        return np.stack(rows), sum(map(len, tokens))
+        return np.array(rows), sum(map(len, tokens))
 
     async def of_texts(self, texts: Sequence[str]) -> Rows | None:
         """Vectors of passages, [n, d], cut where the context ends, each computed once while it is asked for; None without an engine."""
@@ -64,11 +66,19 @@ class Embedder:
         self._known = {text: self._known[text] for text in texts}
         return np.stack([self._known[text] for text in texts])
 
+    async def of_questions(self, questions: Sequence[str]) -> Rows | None:
+        """Their vectors, [n, d], for whoever has time; None where there are none in BATCH_TIMEOUT_S."""
+        try:
+            async with asyncio.timeout(BATCH_TIMEOUT_S):
+                return (await self.embed([self.asks + each for each in questions], self.client.spec.context_length - 1))[0]
+        except (TimeoutError, EngineError):
+            return None
+
     async def of_question(self, question: str) -> Rows | None:
         """Its vector, [d], or None where there is none in time."""
         try:
             async with asyncio.timeout(QUESTION_TIMEOUT_S):
-                [tokens] = await asyncio.to_thread(self._encode, [self._asks + question], self.client.spec.context_length - 1)
+                [tokens] = await asyncio.to_thread(self._encode, [self.asks + question], self.client.spec.context_length - 1)
                 vector = await self._vector(tokens)
         except (TimeoutError, EngineError) as error:
             self._tell(str(error) or f"no vector within {QUESTION_TIMEOUT_S:g} s")

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from backends.protocol import EngineError, ModelLoadError
 from feedback.database import Database, RecordUnavailable
 from feedback.gaps import Gaps
 from feedback.importers import MAX_BYTES, READERS, ImportRefused, read, read_file
@@ -82,8 +83,16 @@ def rm(article_id: Annotated[str, typer.Argument(help="Its id, from `kefu knowle
 @knowledge_cli.command("search")
 def search(question: str, limit: Annotated[int, typer.Option(min=1, max=50)] = 5) -> None:
     """The passages that speak to QUESTION best, with their scores: from 1.0 on it fits."""
+    from server.app import find_vectors
+
     passages = _with_database(lambda database: Knowledge(database).passages())
-    found = Index(passages).search(question, limit)
+    index, vector = Index(passages), None
+    try:
+        if vectors := asyncio.run(find_vectors(load_settings(), index.texts, [question])) if passages else None:
+            index, vector = index.embedded(vectors[0]), vectors[1][0]
+    except (EngineError, ModelLoadError) as error:
+        raise KnowledgeFailed(str(error)) from error
+    found = index.search(question, limit, vector)
     for hit in found.hits:
         one: Passage = passages[hit.number]
         out.print(f"{hit.score:6.2f}  {one.id}  {one.title}: {one.text[:90]}")

@@ -40,7 +40,7 @@ def choose(settings: Settings, machine: Machine) -> Chosen:
     engine, store = settings.engine, Store(settings.models.dir)
     guess, draft = _locate(engine.draft_model, store, "gguf") if engine.draft_model else (None, None)
     engine = engine.model_copy(update={"draft_model": draft})
-    embedding = _embedding(settings.knowledge.embedding_model, store)
+    embedding = choose_embedding(settings)
     if engine.model is None:
         return Chosen(engine, embedding=embedding)
     entry, path = _locate(engine.model, store, default_format(machine))
@@ -71,10 +71,11 @@ def _draft_bytes(draft: Path | None, guess: Entry | None, engine: EngineSettings
     return draft.stat().st_size + (guess.kv_bytes_per_token(KV_BYTES[engine.kv_type]) * num_tokens if guess else 0)
 
 
-def _embedding(model: Path | None, store: Store) -> tuple[Entry | None, Path] | None:
-    if model is None:
+def choose_embedding(settings: Settings) -> tuple[Entry | None, Path] | None:
+    """What `knowledge.embedding_model` means, with its entry where it is known. Raises as `choose`."""
+    if settings.knowledge.embedding_model is None:
         return None
-    entry, path = _locate(model, store, "gguf")
+    entry, path = _locate(settings.knowledge.embedding_model, Store(settings.models.dir), "gguf")
     if not path.is_file():
         raise ModelUnavailable(f"knowledge.embedding_model must be a GGUF file, and {path} is none; `kefu pull --format gguf` gets one")
     return entry, path

@@ -165,6 +165,9 @@ class DeskSettings(_Branch):
         "", description="When people answer, like Mon-Fri 09:00-18:00, Sat 10:00-14:00; empty means always."
     )
     timezone: Annotated[str, AfterValidator(_timezone)] = Field("UTC", description="The time zone of these hours, like Europe/Berlin.")
+    rephrase_judge: float = Field(
+        0.0, ge=0, lt=1, description="How often the model judges a rephrase rightly (bench.rephrase --judge); up to 0.5 it is never asked."
+    )
     wait_minutes: float = Field(5.0, gt=0, description="After so long without a person the customer may leave a message instead.")
     notify_url: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="Told by POST whenever a customer waits for a person.")
     notify_key: SecretStr = Field(SecretStr(""), description="Signs what is told there (HMAC-SHA256, x-kefu-signature).")

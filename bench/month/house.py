@@ -1,6 +1,5 @@
 """The desk as `kefu serve` composes it, in this process and over the built-in model, and conversations with clocks of their own."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -29,7 +28,7 @@ from server.desk.turn import Done
 from server.rollout import follow
 from server.settings import Settings
 
-READING_MS, TYPING_MS, READY_S = 9_000, 25_000, 120
+READING_MS, TYPING_MS = 9_000, 25_000
 clock: ContextVar[Callable[[], int]] = ContextVar("clock", default=now_ms)
 
 
@@ -69,10 +68,7 @@ class House:
         """With its engine up, for as long as the block lasts."""
         await self._supervisor.start()
         try:
-            for _ in range(10 * READY_S):
-                if self._supervisor.client.is_ready:
-                    break
-                await asyncio.sleep(0.1)
+            await self._supervisor.loaded()
             pieces = tuple(Piece(one.title, one.text) for one in self._shops["en"].passages)
             await self._articles.put("handbook.md", [Draft("Handbook", "en", pieces)])
             await self.follow()

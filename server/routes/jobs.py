@@ -51,7 +51,7 @@ def adapter_named(name: str, chat: ChatService) -> str:
         return ""
     key = chat.adapters.all().get(name.removeprefix(f"{chat.spec.name}:"), "")
     if not key or not name.startswith(f"{chat.spec.name}:"):
-        raise ModelNotFound("there is no such model here; GET /v1/models names those there are", param="model")
+        raise ModelNotFound("there is no such model to chat with here; GET /v1/models names those there are", param="model")
     return key
 
 

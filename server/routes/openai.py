@@ -13,6 +13,7 @@ from server.auth import KeyRing, require_key
 from server.body import body
 from server.chat.choices import Choices
 from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream, CompletionJob, TextDelta, TokenLogprob
+from server.embedder import Embedder
 from server.errors import NotFound, error_object
 from server.limits import InFlight
 from server.routes.jobs import adapter_named, chat_job, completion_job, name_ignored
@@ -31,7 +32,7 @@ ControlBody = Annotated[ControlRequest, Depends(body(ControlRequest))]
 CompletionBody = Annotated[CompletionRequest, Depends(body(CompletionRequest))]
 
 
-def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) -> APIRouter:
+def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings, embedder: Embedder | None = None) -> APIRouter:
     """`POST /v1/chat/completions` (and its cancel), `POST /v1/completions`, `GET /v1/models`."""
     router = APIRouter(prefix="/v1", tags=["key"])
     answers = _Answers(chat, InFlight(settings.max_in_flight), is_strict=settings.strict)
@@ -61,14 +62,22 @@ def openai_router(chat: ChatService, ring: KeyRing, settings: ServerSettings) ->
     @router.get("/models")
     async def list_models(key_id: Annotated[str, key]) -> Response:
         names = [chat.spec.name, *(f"{chat.spec.name}:{name}" for name in chat.adapters.all())]
-        return _json(wire.ModelList([wire.Model(name, started_at, chat.spec.context_length) for name in names]))
+        chatting = [wire.Model(name, started_at, chat.spec.context_length) for name in names]
+        return _json(wire.ModelList(chatting + _embedding_models(embedder, started_at)))
 
     @router.get("/models/{name:path}")
     async def retrieve_model(key_id: Annotated[str, key], name: str) -> Response:
-        adapter_named(name, chat)
-        return _json(wire.Model(name, started_at, chat.spec.context_length))
+        found = {model.id: model for model in _embedding_models(embedder, started_at) if model.id != chat.spec.name}
+        adapter_named(chat.spec.name if name in found else name, chat)
+        return _json(found.get(name, wire.Model(name, started_at, chat.spec.context_length)))
 
     return router
+
+
+def _embedding_models(embedder: Embedder | None, created: int) -> list[wire.Model]:
+    """The embedding model, once it is loaded."""
+    is_loaded = embedder is not None and embedder.client.is_ready
+    return [wire.Model(embedder.name, created, embedder.client.spec.context_length)] if embedder and is_loaded else []
 
 
 class _Answers:

@@ -1,16 +1,20 @@
 """The rephrase detector: what it finds, and what it must leave alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from feedback.likeness import PAIR_FEATURES, same_question, weights
+from feedback.likeness import PAIR_FEATURES, Meanings, same_question, weights
 from feedback.rephrase import AGAIN, FIRES, TRAINS, TURN_FEATURES, Turn, classify, thanks
 
 DATA = Path(__file__).parents[2] / "bench" / "data"
+TRIO = ("where has my parcel got to", "my package never turned up", "do you sell gift cards")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,41 @@ def test_a_hostile_turn_takes_no_longer_than_its_length_allows() -> None:
 
 def test_the_weights_are_those_of_the_features() -> None:
     told = {name: len(values) for name, values in weights().items()}
-    assert told == {"en": len(PAIR_FEATURES), "zh": len(PAIR_FEATURES), "turn": len(TURN_FEATURES)}
+    plain = {"en": len(PAIR_FEATURES), "zh": len(PAIR_FEATURES), "turn": len(TURN_FEATURES)}
+    assert told == plain | {f"{name}_meaning": count + (name != "turn") for name, count in plain.items()}
+
+
+def lean(rows: dict[str, NDArray[np.float32]], much: float) -> Meanings:
+    """The same meanings from a model all of whose vectors lean one way: its cosines are all high."""
+    leaning = {text: np.append(row, np.float32(much)) for text, row in rows.items()}
+    return Meanings({text: row / np.linalg.norm(row) for text, row in leaning.items()}, "model")
+
+
+@pytest.fixture
+def rows() -> dict[str, NDArray[np.float32]]:
+    """Unit vectors at random, and of three texts two that are near each other."""
+    random = np.random.default_rng(7)
+    found = {text: random.normal(size=64).astype(np.float32) for text in [*Meanings.strangers(), *TRIO]}
+    found[TRIO[1]] = found[TRIO[0]] + 0.3 * found[TRIO[1]]
+    return {text: row / np.linalg.norm(row) for text, row in found.items()}
+
+
+def test_any_models_cosines_come_to_the_same_measure(rows: dict[str, NDArray[np.float32]]) -> None:
+    upright, leaning = lean(rows, 0.0), lean(rows, 2.0)
+    for meanings in (upright, leaning):
+        assert meanings(TRIO[0], TRIO[1]) > 1 > abs(meanings(TRIO[0], TRIO[2]))
+        assert meanings(TRIO[0], TRIO[1]) == meanings(TRIO[1], TRIO[0])
+    assert upright(TRIO[0], TRIO[1]) == pytest.approx(leaning(TRIO[0], TRIO[1]), abs=0.1)
+
+
+def test_what_means_the_same_is_found_though_no_word_is_shared(rows: dict[str, NDArray[np.float32]]) -> None:
+    first, second, other = TRIO
+    meanings = lean(rows, 1.0)
+    told = [same_question(first, each, meanings(first, each)) for each in (second, other)]
+    assert told[0] > same_question(first, second) and told[0] > told[1]
+    turn = Turn(second, (other, first), "We sell tea.")
+    likely, unlikely = (replace(turn, meanings=each) for each in ((-0.5, 2.5), (-0.5, -0.5)))
+    assert classify(likely).prob > classify(unlikely).prob and classify(likely).span == 1
 
 
 def test_the_labelled_turns_are_many_and_of_every_kind() -> None:

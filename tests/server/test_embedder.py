@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,30 @@ import msgspec
 import numpy as np
 import openai
 import pytest
+from fastapi import FastAPI
 
 from backends.catalog import find
 from backends.fit import this_machine
 from backends.protocol import ContextTooLong, EngineDied, EngineDown
 from feedback.database import Database
 from feedback.knowledge import Draft, Knowledge, Piece
+from feedback.lookback import Lookback, Story, observe
+from feedback.record import Message, now_ms
+from feedback.signals import Signals
 from server import embedder as embedding
 from server.app import make_embedder, open_app
-from server.auth import hash_key
+from server.auth import KeyRing, hash_key
+from server.chat.service import ChatService
 from server.desk.knowledge import DeskKnowledge
 from server.embedder import Embedder
+from server.errors import install_handlers
 from server.models import choose
-from server.settings import EngineSettings, KnowledgeSettings, ModelsSettings, Settings, UpstreamSettings
+from server.routes.openai import openai_router
+from server.settings import EngineSettings, KnowledgeSettings, ModelsSettings, ServerSettings, Settings, UpstreamSettings
 from tests.conftest import MINI
 from tests.server.conftest import MakeApp, calling, serving
 from tests.server.desk.conftest import SHOPS
+from tests.server.fakes import ByteTokenizer, ScriptedEngine
 
 pytestmark = pytest.mark.anyio
 TEXTS = ["Where is my order?", "我的订单在哪里", "How long is green tea kept?", "Where is my parcel?"]
@@ -106,6 +115,45 @@ async def test_passages_get_vectors_behind_the_answers_and_words_do_while_the_em
     work.cancel()
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "their words alone: no vector within 0.1 s" in said and "by their meaning again" in said
+
+
+async def test_a_look_back_compares_by_its_vectors_and_by_words_while_it_is_down(
+    embedder: Embedder, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = "Where is my order"
+    said = [Message("m1", "user", TEXTS[0]), Message("m2", "assistant", "We sell tea.", reply_to_id="m1", completion_id="c1")]
+    other = [Message("m3", "user", TEXTS[2]), Message("m4", "assistant", "A year.", reply_to_id="m3", completion_id="c2")]
+    story = Story("conv", "vis", 5, [*said, *other, Message("m5", "user", again)], [])
+    lookback = Lookback(database, Signals(database))
+    lookback.model = embedder
+    meanings = await lookback._meanings(story)
+    assert meanings is not None and meanings(TEXTS[0], again) > meanings(TEXTS[2], again)
+    [found] = observe(story, now_ms(), lambda _: False, meanings)
+    assert (found.kind, found.completion_id, found.detector) == ("rephrase", "c1", ("rephrase", f"1+{embedder.name}"))
+    os.kill(embedder.supervisor.engine_pid or 0, signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(embedding, "BATCH_TIMEOUT_S", 0.1)
+        assert await lookback._meanings(replace(story, messages=[*said, Message("m6", "user", "coffee?")])) is None
+    os.kill(embedder.supervisor.engine_pid or 0, signal.SIGCONT)
+    await embedder.supervisor.stop()
+    assert await lookback._meanings(replace(story, messages=[*said, Message("m6", "user", "tea?")])) is None
+
+
+async def test_models_are_listed_with_the_one_that_embeds_which_cannot_chat(embedder: Embedder, engine: ScriptedEngine) -> None:
+    ring, settings, app = KeyRing(()), ServerSettings(), FastAPI()
+    app.include_router(openai_router(ChatService(engine, ByteTokenizer), ring, settings, embedder))
+    install_handlers(app)
+    async with calling(app) as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [each["id"] for each in listed] == ["fake", embedder.name]
+        assert [(await client.get(f"/v1/models/{each['id']}")).json() for each in listed] == listed
+        assert (await client.get("/v1/models/other")).status_code == 404
+        body = {"model": embedder.name, "messages": [{"role": "user", "content": "tea"}]}
+        refused = await client.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        await embedder.supervisor.stop()
+        assert [each["id"] for each in (await client.get("/v1/models")).json()["data"]] == ["fake"]
+        assert (await client.get(f"/v1/models/{embedder.name}")).status_code == 404
 
 
 async def test_a_broken_file_is_told_and_words_do(tmp_path: Path) -> None:

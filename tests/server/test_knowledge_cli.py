@@ -7,6 +7,7 @@ from fastapi import FastAPI, Response
 from typer.testing import CliRunner
 
 from server.cli import cli
+from tests.conftest import MINI
 from tests.server.conftest import serving
 
 runner = CliRunner()
@@ -47,6 +48,23 @@ def test_a_folder_is_imported_listed_searched_and_removed(folder: Path) -> None:
     assert run("rm", article) == "Deleted.\n"
     assert "1 articles." in run("list")
     assert f"there is no article {article}" in run("rm", article, status=1)
+
+
+def test_an_embedding_model_that_is_set_is_asked_and_a_broken_one_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("import", folder)
+    by_words = run("search", "how long for a return")
+    monkeypatch.setenv("KEFU_KNOWLEDGE__EMBEDDING_MODEL", str(MINI))
+    by_meaning = run("search", "how long for a return")
+    assert by_meaning != by_words and by_meaning.split()[1:6] == by_words.split()[1:6]
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"x" * 100)
+    monkeypatch.setenv("KEFU_KNOWLEDGE__EMBEDDING_MODEL", str(broken))
+    assert "broken.gguf" in run("search", "anything", status=1)
+    monkeypatch.setenv("KEFU_KNOWLEDGE__EMBEDDING_MODEL", "qwen3-embedding-0.6b")
+    monkeypatch.setenv("KEFU_MODELS__DIR", str(tmp_path))
+    assert "kefu pull qwen3-embedding-0.6b" in run("search", "anything", status=1)
 
 
 def test_nothing_known_says_what_to_do() -> None:

@@ -1,14 +1,18 @@
 """After each turn the desk looks back, in the background, and writes what the turn says about the answer before it."""
 
 import asyncio
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from sqlalchemy import Connection, select
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Row, select
 
 from feedback.database import Database
 from feedback.inbox import Inbox, Move
+from feedback.likeness import Meanings
 from feedback.lookback import Lookback, Story, observe
 from feedback.record import Message, NotFound, new_id, now_ms
 from feedback.signals import DAY_MS, Observation, Signals, Thumb
@@ -19,11 +23,11 @@ from tests.server.desk.customer import VISITOR, Customer, answer_in, opened
 from tests.server.fakes import ScriptedChat
 
 pytestmark = pytest.mark.anyio
-Row = tuple[str, str | None, float]
+Heard = tuple[str, str | None, float]
 
 
-async def rows(database: Database) -> list[Row]:
-    def work(connection: Connection) -> list[Row]:
+async def rows(database: Database) -> list[Heard]:
+    def work(connection: Connection) -> list[Heard]:
         return [(row.kind, row.completion_id, row.value) for row in connection.execute(select(signal).order_by(signal.c.seq))]
 
     return await database.read(work)
@@ -166,7 +170,54 @@ async def test_the_background_looks_at_what_a_crash_left_and_then_at_each_turn(
     await asyncio.gather(background, return_exceptions=True)
 
 
-async def _until(database: Database, holds: Callable[[list[Row]], bool]) -> None:
+class Understood:
+    """Stands for an embedding model that knows what the real one would be asked for; the real one is in test_embedder."""
+
+    name = "a-model-of-a-name-that-is-far-too-long"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.is_up = True
+
+    async def of_questions(self, questions: Sequence[str]) -> NDArray[np.float32] | None:
+        if not self.is_up:
+            return None
+        self.asked += questions
+        alike = ["parcel" if "parcel" in each or "package" in each else each for each in questions]
+        rows = np.array([np.random.default_rng(zlib.crc32(each.encode())).normal(size=64) for each in alike], np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+async def test_turns_are_compared_by_meaning_and_the_ledger_says_by_which_model(
+    customer: Customer, chat: ScriptedChat, signals: Signals, lookback: Lookback
+) -> None:
+    lookback.model = model = Understood()
+    await said(customer, chat, "how long does the refund take?", "We sell tea.")
+    await lookback.sweep()
+    assert model.asked == []
+    await said(customer, chat, "how long does the refund take?", "Three days.")
+    await lookback.sweep()
+    assert model.asked == [*Meanings.strangers(), "how long does the refund take?"]
+    await said(customer, chat, "thanks", "You are welcome.")
+    await lookback.sweep()
+    assert model.asked[len(Meanings.strangers()) :] == ["how long does the refund take?", "thanks"]
+    model.is_up = False
+    await said(customer, chat, "do you ship abroad?", "We sell tea.")
+    await said(customer, chat, "do you ship abroad?", "Yes.")
+    await lookback.sweep()
+    ledger = await rows_of(signals)
+    assert [(each.kind, each.detector_version) for each in ledger] == [
+        ("rephrase", "1+a-model-of-a-name-that-is-far-"),
+        ("gratitude", "1+a-model-of-a-name-that-is-far-"),
+        ("rephrase", "1"),
+    ]
+
+
+async def rows_of(signals: Signals) -> list[Row[tuple[object, ...]]]:
+    return await signals._database.read(lambda connection: list(connection.execute(select(signal).order_by(signal.c.seq))))
+
+
+async def _until(database: Database, holds: Callable[[list[Heard]], bool]) -> None:
     async with asyncio.timeout(10):
         while not holds(await rows(database)):
             await asyncio.sleep(0.01)
