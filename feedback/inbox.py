@@ -261,8 +261,10 @@ def _is_failing(connection: Connection, conversation_id: str) -> bool:
     by_hand = exists().where(decision.c.id == message.c.reply_to_id, decision.c.client_message_id == tool_call.c.id)
     by_hand = by_hand.where(tool_call.c.status == "declined")
     mine = and_(message.c.conversation_id == conversation_id, message.c.role.in_(("user", "assistant")), ~by_hand)
+    later = signal.alias()
+    stands = ~exists().where(later.c.retracts_id == signal.c.id)
     repeats = select(signal.c.source_message_id).where(signal.c.conversation_id == conversation_id, signal.c.kind == "rephrase")
-    asked_again = set(connection.execute(repeats.where(signal.c.weight > 0)).scalars())
+    asked_again = set(connection.execute(repeats.where(signal.c.weight > 0, stands)).scalars())
     failed: list[bool | None] = []
     asks_again = False
     for said in read_messages(connection, and_(mine, message.c.created_at_ms > since)):
