@@ -5,17 +5,16 @@ A row's prompt is what was on the screen up to that question, and nothing later:
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, select, true
 
 from feedback.grams import terms
-from feedback.judge import Judge, best_of
 from feedback.record import Message, newest_branch, read_messages
-from feedback.rewards import Action, action_of, agrees, language_of, length_fits, numbers_in, numbers_supported, well_formed
-from feedback.tables import citation, conversation, message, passage, retrieval
+from feedback.rewards import Action, action_of, language_of, numbers_in, numbers_supported, well_formed
+from feedback.tables import citation, completion, conversation, message, passage, retrieval, signal
 
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
 Kind = Literal["dpo", "kto", "sft", "grpo"]
@@ -26,8 +25,6 @@ ACCEPTING = frozenset({"thumb", "gratitude"})
 SURE = 0.9
 NEEDS_REVIEW = "needs_review"
 MAX_ANSWER_CHARS = 4000
-NUM_CANDIDATES = 4
-MIN_AGREEMENT = 0.5
 # A person may know numbers that no passage has, and may do what the bot may not; the policy's words bind both.
 PERSONS_OWN = frozenset({"numbers", "action"})
 _CALLS_PERSON = re.compile(r"人工|真人|转接|human|person|agent|representative", re.IGNORECASE)
@@ -68,6 +65,7 @@ class Evidence:
     weight: float
     prob: float
     tags: tuple[str, ...] = ()
+    other_id: str | None = None  # of a choice: the answer beside the one that this is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,8 @@ class Row:
     @property
     def id(self) -> str:
         """The same for the same question, kind and answers, whenever it is made."""
-        made = "\0".join((self.kind, self.case.question_id, self.rejected_id or "", "" if self.kind == "dpo" else self.answer_id or ""))
+        made_by = self.answer_id if self.kind != "dpo" or self.origin == "pairwise" else ""
+        made = "\0".join((self.kind, self.case.question_id, self.rejected_id or "", made_by or ""))
         return f"{self.kind}_{hashlib.sha256(made.encode()).hexdigest()[:20]}"
 
     @property
@@ -196,6 +195,7 @@ class Chat:
     said: list[Message]
     passages: Mapping[str, tuple[Passage, ...]] = field(default_factory=dict)  # by completion
     signals: Mapping[str, tuple[Evidence, ...]] = field(default_factory=dict)  # by completion
+    offered: Mapping[str, str] = field(default_factory=dict)  # the answers offered beside others, by completion
 
     def case(self, question: Message) -> Case:
         """The screen when `question` was sent. Raises nothing; a question that is not of this chat stands alone."""
@@ -233,16 +233,20 @@ def read_chats(connection: Connection, weigh: Callable[[Connection], Iterable[We
     for one in weigh(connection):
         row = one.signal
         if row.completion_id and (one.weight > 0 or one.reason == NEEDS_REVIEW):
-            prob, tags = getattr(row, "prob", None), tuple(getattr(row, "tags", ()))
-            found = Evidence(row.id, row.kind, row.value, one.weight, 1.0 if prob is None else float(prob), tags)
+            prob, tags, other_id = getattr(row, "prob", None), tuple(getattr(row, "tags", ())), getattr(row, "other_id", None)
+            found = Evidence(row.id, row.kind, row.value, one.weight, 1.0 if prob is None else float(prob), tags, other_id)
             signals.setdefault(row.completion_id, []).append(found)
     passages = read_passages(connection)
+    beside = select(completion.c.id, message.c.text).join(message).where(completion.c.id.in_(select(signal.c.other_id)))
+    texts: dict[str, str] = {row.id: row.text for row in connection.execute(beside)}
     chats = []
     for row in connection.execute(agreed).all():
         said = read_messages(connection, and_(message.c.conversation_id == row.id, message.c.role != "note"))
         answered = [str(each.completion_id) for each in said if each.completion_id]
         mine = {each: tuple(signals.get(each, ())) for each in answered}
-        chats.append(Chat(row.id, row.visitor_id, row.language, said, {each: passages.get(each, ()) for each in answered}, mine))
+        offered = {one.other_id: texts[one.other_id] for found in mine.values() for one in found if one.other_id and one.other_id in texts}
+        seen = {each: passages.get(each, ()) for each in answered}
+        chats.append(Chat(row.id, row.visitor_id, row.language, said, seen, mine, offered))
     return chats
 
 
@@ -278,6 +282,7 @@ def make_rows(chat: Chat, gates: Gates) -> Iterator[Row]:
             yield from _from_agent(answer, case, gates)
         elif answer.completion_id:
             yield from _from_answer(chat, answer, case, gates)
+            yield from _from_choices(chat, answer, case, gates)
 
 
 def _from_agent(answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
@@ -317,8 +322,20 @@ def _from_answer(chat: Chat, answer: Message, case: Case, gates: Gates) -> Itera
         yield _pair(chat, answer, replace(made, kind="dpo", label=None, rejected=answer.text, rejected_id=answer.completion_id), gates)
 
 
+def _from_choices(chat: Chat, answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
+    """Of two answers side by side taste says which is better, and only where both may be taught."""
+    for one in chat.signals.get(str(answer.completion_id), ()):
+        if one.kind == "pairwise" and one.other_id and one.other_id in chat.offered:
+            both = [(answer.text, answer.completion_id), (chat.offered[one.other_id], one.other_id)]
+            (chosen, chosen_id), (rejected, rejected_id) = both if one.value > 0 else both[::-1]
+            wrong = [f"gate:{each}" for each in gates.problems(chosen, case)] + ["no_taste" for _ in gates.problems(rejected, case)[:1]]
+            made = Row("dpo", case, chosen, chosen_id, "pairwise", rejected, rejected_id, strength=PREFERRED, evidence=(one,))
+            yield replace(made, problem=wrong[0] if wrong else None)
+
+
 # What one kind alone says; a thumb that says why, or two kinds that agree, say as much as a correction.
 STRENGTHS = {"agent_correction": 1.0, "correction": 0.8, "thumb": 0.6, "rephrase": 0.5, "regenerate": 0.3, "edit": 0.3, "stop": 0.2}
+PREFERRED = 0.8  # a choice between two answers that are both right
 
 
 def strength(against: Sequence[Evidence]) -> float:
@@ -366,28 +383,3 @@ def _is_accepted(chat: Chat, answer: Message) -> bool:
     signals = chat.signals.get(str(answer.completion_id), ())
     liked = any(one.kind in ACCEPTING and one.value > 0 for one in signals)
     return liked and not any(one.kind in STRENGTHS and one.value < 0 for one in signals)
-
-
-Complete = Callable[[Sequence[Turn], int], Awaitable[Sequence[str]]]
-
-
-async def regenerate(
-    rows: Sequence[Row], complete: Complete, gates: Gates, prompt: Callable[[Case], Sequence[Turn]], judge: Judge | None = None
-) -> list[Row]:
-    """Give the rows that wait for it a chosen answer of the present model: of k, the one that agrees best with the accepted answer.
-
-    It must pass every gate, be about as long and agree enough; then it waits for reviewers. Where several agree equally well, the
-    `judge` chooses. `complete(turns, k)` asks any chat endpoint; `prompt(case)` has the system message.
-    """
-    done = []
-    for row in rows:
-        if row.problem == "needs_regeneration" and row.reference:
-            facts, turns = {"answer": row.reference}, prompt(row.case)
-            candidates = [each for each in await complete(turns, NUM_CANDIDATES) if each != row.rejected]
-            fit = [each for each in candidates if length_fits(each, facts) == 1 and not gates.problems(each, row.case)]
-            most = max((agrees(each, facts) for each in fit), default=0.0)
-            if most >= MIN_AGREEMENT:
-                best = best_of([each for each in fit if agrees(each, facts) == most], [turn.message for turn in turns], judge)
-                row = replace(row, answer=best, answer_id=None, origin="regenerated", problem="unsure")
-        done.append(row)
-    return done

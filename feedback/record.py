@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, insert, select, update
 
 from feedback.calls import Call
 from feedback.database import Database
@@ -17,7 +17,7 @@ from feedback.tables import citation, completion, conversation, message, retriev
 Role = Literal["user", "assistant", "agent", "note"]
 State = Literal["bot", "waiting", "human", "resolved", "closed"]
 Status = Literal["complete", "stopped", "interrupted"]
-Unshown = Literal["rejected", "called"]
+Unshown = Literal["rejected", "called", "offered"]
 # In these states a person answers, now or soon, and the bot says nothing.
 MUTE: frozenset[State] = frozenset({"waiting", "human"})
 MESSAGE_COLUMNS = ("id", "role", "text", "client_message_id", "reply_to_id", "replaces_id", "created_at_ms", "author", "gold")
@@ -75,7 +75,8 @@ class Message:
     """One turn as it was on the screen. `completion_id` is set where a customer may vote; `thumb` is their last press.
 
     `author` is an agent's name; `gold` marks what a person answered; `seq` is 0 until it is on disk.
-    `replaces_id` names the question that was edited or the answer that was asked for again. `asks_thumb` is only known while it is new.
+    `replaces_id` names the question that was edited or the answer that was asked for again. `asks_thumb` and `has_second`
+    (there is another answer to compare it with) are only known while it is new.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Message:
     gold: bool = False
     seq: int = field(default=0, compare=False)
     asks_thumb: bool = field(default=False, compare=False)
+    has_second: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Completion:
     """All a later training round needs to know about one generated answer; the fields are the columns of its table.
 
     `violations` is what the policy's checks found: dicts of `kind`, `text` and `detail`. An attempt that they ended is `rejected`; one that
-    called a tool instead of answering is `called`.
+    called a tool instead of answering is `called`; of a message that waits beside another, out of sight, it is `offered`.
     """
 
     id: str
@@ -204,17 +206,10 @@ class Record:
                 return
             if lock_state(connection, conversation_id) in MUTE and said.role == "assistant":
                 return
-            append_message(connection, conversation_id, said)
-            for attempt in (*others, *([made] if made else [])):
-                connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(attempt)))
-            if made and seen:
-                ranked = [{"completion_id": made.id, "rank": rank, **asdict(one)} for rank, one in enumerate(seen, 1)]
-                connection.execute(insert(retrieval), ranked)
+            append_answer(connection, conversation_id, said, made, seen, others)
             if calls:
                 place = {"conversation_id": conversation_id, "message_id": said.id}
                 connection.execute(insert(tool_call), [place | asdict(call) for call in calls])
-            if made and said.citations:
-                connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in said.citations])
 
         await self._database.write(work)
 
@@ -237,6 +232,25 @@ def append_message(connection: Connection, conversation_id: str, said: Message) 
     connection.execute(insert(message).values(**place, **row))
 
 
+def append_answer(
+    connection: Connection,
+    conversation_id: str,
+    said: Message,
+    made: Completion | None,
+    seen: Sequence[Retrieved],
+    others: Sequence[Completion] = (),
+) -> None:
+    """`append_message`, with how it was made, what it cites and the passages it saw."""
+    append_message(connection, conversation_id, said)
+    for attempt in (*others, *([made] if made else [])):
+        connection.execute(insert(completion).values(message_id=said.id, created_at_ms=said.created_at_ms, **asdict(attempt)))
+    if made and seen:
+        ranked = [{"completion_id": made.id, "rank": rank, **asdict(one)} for rank, one in enumerate(seen, 1)]
+        connection.execute(insert(retrieval), ranked)
+    if made and said.citations:
+        connection.execute(insert(citation), [{"completion_id": made.id, **asdict(one)} for one in said.citations])
+
+
 def _conversation(connection: Connection, which: ColumnElement[bool]) -> Conversation:
     newest = select(conversation).where(which).order_by(conversation.c.created_at_ms.desc(), conversation.c.id).limit(1)
     row = connection.execute(newest).mappings().first()
@@ -246,7 +260,9 @@ def _conversation(connection: Connection, which: ColumnElement[bool]) -> Convers
 
 
 def read_messages(connection: Connection, which: ColumnElement[bool]) -> list[Message]:
-    """The messages that `which` picks, oldest first, with citations and thumbs."""
+    """The messages that `which` picks, oldest first, with citations and thumbs; not those that wait beside another, out of sight."""
+    beside = completion.alias("beside")
+    which = and_(which, ~exists().where(beside.c.message_id == message.c.id, beside.c.status == "offered"))
     made = select(message, *completion.c["shown", "status", "finish_reason"], completion.c.id.label("completion_id"))
     answers = message.outerjoin(completion, and_(completion.c.message_id == message.c.id, completion.c.status.not_in(get_args(Unshown))))
     rows = connection.execute(made.select_from(answers).where(which).order_by(message.c.seq)).mappings().all()
@@ -254,7 +270,8 @@ def read_messages(connection: Connection, which: ColumnElement[bool]) -> list[Me
     citations = select(citation).select_from(citation.join(completion).join(message)).where(which)
     for row in connection.execute(citations.order_by(citation.c.number)):
         cited[row.completion_id].append(Citation(row.number, row.passage_id, row.title, row.text))
-    thumbs = select(*signal.c["completion_id", "value"]).select_from(signal.join(completion).join(message))
+    judged = signal.join(completion, completion.c.id == signal.c.completion_id).join(message)
+    thumbs = select(*signal.c["completion_id", "value"]).select_from(judged)
     thumbs = thumbs.where(which, signal.c.kind == "thumb").order_by(signal.c.seq)
     pressed = {row.completion_id: int(row.value) for row in connection.execute(thumbs)}
     return [_message(row, tuple(cited[row["completion_id"]]), pressed.get(row["completion_id"])) for row in rows]

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from feedback.database import Database
 from feedback.pairs import Passage, Row, read_passages
 from feedback.record import Message, NotFound, newest_branch, now_ms, read_messages
-from feedback.tables import conversation, message, pair, review, signal
+from feedback.tables import completion, conversation, message, pair, review, signal
 
 # Whoever cannot tell has abstained: somebody else is asked in their place.
 Verdict = Literal["good", "bad", "unsure"]
@@ -180,7 +180,7 @@ def _agreed() -> Select[*tuple[object, ...]]:
 def _waiting(connection: Connection, row: RowMapping) -> Waiting:
     said = read_messages(connection, and_(message.c.conversation_id == row["conversation_id"], message.c.role != "note"))
     asked = next(each for each in said if each.id == row["question_id"])
-    rejected = next(each.text for each in said if each.completion_id == row["rejected_id"])
+    refused = select(message.c.text).join(completion, completion.c.message_id == message.c.id).where(completion.c.id == row["rejected_id"])
     *before, question = newest_branch(each for each in said if each.seq <= asked.seq)
     # An answer that was made for the pair saw what the rejected one did.
     chosen_by = row["rejected_id"] if row["origin"] == "regenerated" else row["chosen_ref"]
@@ -190,7 +190,7 @@ def _waiting(connection: Connection, row: RowMapping) -> Waiting:
         **{name: row[name] for name in KEPT},
         before=before,
         question=question.text,
-        rejected=rejected,
+        rejected=connection.execute(refused).scalar_one(),
         rejected_passages=seen.get(row["rejected_id"], ()),
         chosen_passages=seen.get(chosen_by, ()),
         heard=_heard(connection, answers),

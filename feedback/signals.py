@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, insert, select, update
 
 from feedback.database import Database
 from feedback.record import NotFound, new_id, now_ms
@@ -19,7 +19,7 @@ MAX_FLIP_MS = 10 * 60_000
 MAX_VOTES_PER_DAY = 20
 DAY_MS = 24 * 3_600_000
 MAX_NETWORKS = 10_000
-OBSERVED = ("kind", "completion_id", "value", "actor", "source_message_id", "span", "prob", "propensity")
+OBSERVED = ("kind", "completion_id", "value", "actor", "source_message_id", "span", "prob", "propensity", "other_id", "side")
 LEDGER = tuple(name for name in Signal.__slots__ if name not in ("question", "is_released"))
 
 # One answer in so many asks for a thumb, drawn at random: the votes on these are a fair sample.
@@ -60,11 +60,25 @@ class Observation:
     span: str | None = None
     prob: float | None = None
     propensity: float | None = None
+    other_id: str | None = None
+    side: str | None = None
 
     @property
     def key(self) -> str:
         said = f"{self.kind} {self.completion_id} {self.source_message_id}"
         return f"{self.kind}:{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of two answers is better: `value` 1 the answer `message_id`, -1 the one offered beside it, 0 both alike."""
+
+    message_id: str
+    value: Literal[1, 0, -1]
+    dwell_ms: int
+    idempotency_key: str
+    tags: tuple[str, ...] = ()
+    comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +190,31 @@ class Signals:
         """Store, once per answer, that its visitor asked for it again, put the question in other words, or copied it. Raises as `vote`."""
         return await self._database.write(lambda connection: self._did(connection, visitor_id, completion_id, kind))
 
+    async def choose(self, visitor_id: str, conversation_id: str, choice: Choice) -> Receipt:
+        """Store a choice, once per key, and let the chosen answer stand on the screen from now on. A later choice retracts the one before.
+
+        Raises NotFound when this visitor was offered no such two, or has gone on since; KeyReused, RecordUnavailable.
+        """
+        return await self._database.write(lambda connection: self._choose(connection, visitor_id, conversation_id, choice))
+
+    def _choose(self, connection: Connection, visitor_id: str, conversation_id: str, choice: Choice) -> Receipt:
+        offer = _offer(connection, visitor_id, conversation_id, choice.message_id)
+        offered = ("conversation_id", "completion_id", "visitor_id", "other_id", "side", "propensity")
+        target = {"kind": "pairwise", **{name: offer[name] for name in offered}}
+        if known := _known(connection, target, choice):
+            return known
+        if offer["is_over"]:
+            raise NotFound("no such offer")
+        now = self._clock()
+        dwell_ms = min(choice.dwell_ms, now - offer["created_at_ms"])
+        standing = _standing(connection, signal.c.completion_id == offer["completion_id"], "pairwise")
+        hasty: Reason | None = "too_early" if dwell_ms < MIN_READING_MS else None
+        reason = _too_many(connection, visitor_id, now) or hasty or _untimely(offer, now) or _unchanged(standing, choice, now)
+        row = {**target, "reason": reason, "network": self._networks.get(visitor_id), "dwell_ms": dwell_ms, "created_at_ms": now}
+        seen = {"shown": True, "status": "complete"} if choice.value < 0 else {"shown": False, "status": "offered"}
+        connection.execute(update(completion).where(completion.c.id == offer["other_id"]).values(**seen))
+        return _add(connection, row, choice, standing)
+
     def _did(self, connection: Connection, visitor_id: str, completion_id: str, kind: Done) -> Receipt:
         answer, now = _received(connection, visitor_id, completion_id), self._clock()
         said = Thumb(completion_id, 1 if kind == "copy" else -1, (), None, f"{kind}:{completion_id}")
@@ -225,7 +264,7 @@ def weighed(connection: Connection) -> list[Weighed]:
     return weigh(read_ledger(connection))
 
 
-def _known(connection: Connection, target: Mapping[str, object], said: Thumb | Csat) -> Receipt | None:
+def _known(connection: Connection, target: Mapping[str, object], said: Thumb | Choice | Csat) -> Receipt | None:
     """The signal that came with this key before. Raises KeyReused when it was another one."""
     by_key = and_(signal.c.visitor_id == target["visitor_id"], signal.c.idempotency_key == said.idempotency_key)
     known = connection.execute(select(signal).where(by_key)).mappings().first()
@@ -236,12 +275,12 @@ def _known(connection: Connection, target: Mapping[str, object], said: Thumb | C
     return Receipt(known["id"], is_new=False, conversation_id=known["conversation_id"])
 
 
-def _add(connection: Connection, row: Mapping[str, object], said: Thumb | Csat, standing: RowMapping | None) -> Receipt:
+def _add(connection: Connection, row: Mapping[str, object], said: Thumb | Choice | Csat, standing: RowMapping | None) -> Receipt:
     counts = row["reason"] is None
     retracts_id = standing["id"] if standing is not None and counts else None
     meant = {"value": said.value, "tags": list(said.tags), "comment": said.comment, "idempotency_key": said.idempotency_key}
     signal_id = new_id("sig")
-    judged = {"weight": float(counts), "retracts_id": retracts_id, "actor": "visitor"}
+    judged = {"weight": float(counts and said.value != 0), "retracts_id": retracts_id, "actor": "visitor"}
     connection.execute(insert(signal).values(id=signal_id, **row, **meant, **judged))
     return Receipt(signal_id, is_new=True, conversation_id=str(row["conversation_id"]))
 
@@ -255,6 +294,19 @@ def _received(connection: Connection, visitor_id: str, completion_id: str) -> Ro
     return row
 
 
+def _offer(connection: Connection, visitor_id: str, conversation_id: str, message_id: str) -> RowMapping:
+    """The answer `message_id` and the one offered beside it; `is_over` once anything was said after them. Raises NotFound."""
+    later = message.alias("later")
+    is_over = exists().where(later.c.conversation_id == message.c.conversation_id, later.c.seq > message.c.seq + 1).label("is_over")
+    mine = (signal.c.kind == "offer", signal.c.visitor_id == visitor_id, signal.c.conversation_id == conversation_id)
+    joined = signal.join(completion, completion.c.id == signal.c.completion_id).join(message)
+    offers = select(signal, completion.c.status, is_over).select_from(joined).where(*mine, message.c.id == message_id)
+    row = connection.execute(offers).mappings().first()
+    if row is None:
+        raise NotFound("no such offer")
+    return row
+
+
 def _standing(connection: Connection, target: ColumnElement[bool], kind: str) -> RowMapping | None:
     """The vote that counts now: the newest with weight that no later one retracts."""
     later = signal.alias("later")
@@ -264,7 +316,7 @@ def _standing(connection: Connection, target: ColumnElement[bool], kind: str) ->
 
 
 def _too_many(connection: Connection, visitor_id: str, now: int) -> Reason | None:
-    today = and_(signal.c.visitor_id == visitor_id, signal.c.kind == "thumb", signal.c.created_at_ms > now - DAY_MS)
+    today = and_(signal.c.visitor_id == visitor_id, signal.c.kind.in_(("thumb", "pairwise")), signal.c.created_at_ms > now - DAY_MS)
     count = connection.execute(select(func.count()).select_from(signal).where(today)).scalar_one()
     return "daily_cap" if count >= MAX_VOTES_PER_DAY else None
 
@@ -278,7 +330,7 @@ def _untimely(answer: RowMapping, now: int) -> Reason | None:
     return "not_complete" if answer["status"] == "interrupted" else None
 
 
-def _unchanged(standing: RowMapping | None, thumb: Thumb, now: int) -> Reason | None:
+def _unchanged(standing: RowMapping | None, thumb: Thumb | Choice, now: int) -> Reason | None:
     """Tags and a comment may follow the thumb at any time; the thumb itself may turn for ten minutes."""
     if standing is None:
         return None
@@ -287,6 +339,6 @@ def _unchanged(standing: RowMapping | None, thumb: Thumb, now: int) -> Reason | 
     return "changed_late" if standing["value"] != thumb.value and now - standing["created_at_ms"] > MAX_FLIP_MS else None
 
 
-def _says_the_same(row: RowMapping, thumb: Thumb | Csat) -> bool:
+def _says_the_same(row: RowMapping, thumb: Thumb | Choice | Csat) -> bool:
     said = (int(row["value"]), tuple(row["tags"]), row["comment"])
     return said == (thumb.value, thumb.tags, thumb.comment)

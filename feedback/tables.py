@@ -113,7 +113,7 @@ completion = Table(
     Column("id", String(64), primary_key=True),
     Column("message_id", ForeignKey("message.id"), nullable=False, index=True),
     Column("shown", Boolean, nullable=False),  # False: a fallback sentence stood in its place
-    Column("status", String(16), nullable=False),  # complete | stopped | interrupted | rejected | called
+    Column("status", String(16), nullable=False),  # feedback/record.py: Status, Unshown
     Column("finish_reason", String(16), nullable=False),
     Column("content", Words, nullable=False),  # as generated; message.text is as shown
     Column("reasoning", Words, nullable=False),
@@ -194,7 +194,11 @@ signal = Table(
     Column("source_message_id", String(40)),  # the message that says it, and where in it: "from:to" in characters
     Column("span", String(24)),
     Column("network", String(16)),  # a salted hash of the sender's /24 or /64
-    Column("propensity", Float),  # the chance with which this answer's reader was asked for a thumb; NULL: was not asked
+    Column("propensity", Float),  # the chance with which this answer's reader was asked for a thumb, or offered another; NULL: was not
+    # Of an `offer` and a `pairwise` choice: the answer beside it, the side on which this one stood, how long both were looked at.
+    Column("other_id", ForeignKey("completion.id"), index=True),
+    Column("side", String(8)),  # left | right
+    Column("dwell_ms", Integer),
     Column("idempotency_key", String(64), nullable=False),
     Column("retracts_id", ForeignKey("signal.id"), unique=True),
     Column("created_at_ms", BigInteger, nullable=False),

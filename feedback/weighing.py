@@ -31,7 +31,7 @@ MIN_TRIGGER, MAX_TRIGGER_SHARE, MAX_CHANCE, MAX_CONTEXT = 5, 0.05, 1e-5, 0.08
 @dataclass(frozen=True, slots=True)
 class Signal:
     """A row of the ledger with the question that its answer answered. `network` is a salted hash of the sender's /24 or /64;
-    `is_released` says that a reviewer let it out of quarantine."""
+    `is_released` says that a reviewer let it out of quarantine; `other_id` is the answer that a choice put its answer above or below."""
 
     id: str
     seq: int
@@ -50,6 +50,7 @@ class Signal:
     created_at_ms: int
     question: str
     is_released: bool = False
+    other_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from feedback.inbox import Inbox
 from feedback.insights import Insights
 from feedback.knowledge import Knowledge
 from feedback.lookback import Lookback
+from feedback.offers import Offers
 from feedback.record import Record
 from feedback.retention import Retention
 from feedback.review import Reviews
@@ -54,6 +55,7 @@ from server.desk.notify import Notifier
 from server.desk.policy import Policy
 from server.desk.policy_file import Terms, load_policy
 from server.desk.policy_store import PolicyStore
+from server.desk.second import Seconds
 from server.desk.second_look import ask_at_rest
 from server.desk.tools import DeskTools
 from server.desk.tools_file import DEMO_TOOLS, load_tools
@@ -130,7 +132,8 @@ def create_app(
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     audit = Audit(database, settings.data_dir / "audit.head")
     console, retention = Console(Accounts(database), audit), _make_retention(settings, database, audit)
-    (signals, lookback), limits = _make_signals(database, desk, handoffs, welcome.visitors), DeskLimits(settings.desk)
+    signals, lookback = _make_signals(database, desk, handoffs, welcome.visitors, settings.desk.compare_share)
+    limits = DeskLimits(settings.desk)
     second, lookback.model = SecondLook(database, partial(ask_at_rest, chat), settings.desk.rephrase_judge), embedder
 
     def works() -> list[Work]:
@@ -166,14 +169,18 @@ def create_app(
     return App(asgi, traffic, lambda: chat.interrupt_all(EngineDown("the server is shutting down", retry_after_s=10)), broken)
 
 
-def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: Visitors) -> tuple[Signals, Lookback]:
-    """The ledger, the draw that says which answers ask for a thumb, and who looks back at what was said."""
+def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: Visitors, share: float) -> tuple[Signals, Lookback]:
+    """The ledger, the draw that says which answers ask for a thumb and which, others as far as can be, have a second one beside them,
+    and who looks back at what was said.
+    """
     signals = Signals(database)
 
-    def asks(completion_id: str) -> bool:
-        return bool(completion_id) and int(visitors.hashed(f"ask {completion_id}"), 16) < PROPENSITY * 2**64
+    def drawn(completion_id: str) -> float:
+        return int(visitors.hashed(f"ask {completion_id}"), 16) / 2**64
 
-    desk.asks = signals.asks = asks
+    desk.asks = signals.asks = lambda completion_id: bool(completion_id) and drawn(completion_id) < PROPENSITY
+    if share:
+        desk.seconds = Seconds(Offers(database, signals), share, lambda completion_id: drawn(completion_id) >= 1 - share)
     lookback = Lookback(database, signals)
     handoffs.on_kept, lookback.on_looked = lookback.kept, handoffs.failures_seen
     return signals, lookback

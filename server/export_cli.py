@@ -65,8 +65,8 @@ async def _export(
     from feedback.database import Database, RecordUnavailable
     from feedback.export import Rules, read_snapshot, select_examples
     from feedback.judge import ModelJudge, ModelServer
-    from feedback.pairs import regenerate
     from feedback.redact import find
+    from feedback.regenerate import regenerate
     from feedback.review import Reviews
     from feedback.writers import turns_of, write_export
 

@@ -161,6 +161,9 @@ class DeskSettings(_Branch):
     messages_per_day: int = Field(60, ge=1, description="Messages that one visitor may send in a day; a new conversation counts as one.")
     address_messages_per_day: int = Field(1440, ge=1, description="The same for one address; all behind one proxy or office are one.")
     visitors_per_minute: float = Field(60.0, gt=0, description="New visitors that one address may open.")
+    compare_share: float = Field(
+        0.05, ge=0, le=1, description="Share of answers, to customers who agreed to training, with a second one to compare; 0 means none."
+    )
     hours: Annotated[str, AfterValidator(_hours)] = Field(
         "", description="When people answer, like Mon-Fri 09:00-18:00, Sat 10:00-14:00; empty means always."
     )

@@ -1,8 +1,7 @@
 """The desk: a customer's conversations, one answer at a time in each."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,26 +11,20 @@ from backends.mini.shop import Language
 from backends.protocol import EngineError
 from feedback.calls import Call
 from feedback.database import RecordUnavailable
-from feedback.record import MUTE, Completion, Conversation, Message, Record, new_id, newest_branch
-from server.chat.service import ChatJob, ChatMessage, ChatService
+from feedback.record import MUTE, Completion, Conversation, Message, NotFound, Record, new_id, newest_branch
+from server.chat.service import ChatMessage, ChatService
 from server.desk.guard import Noted, review
 from server.desk.journal import Journal
 from server.desk.knowledge import DeskKnowledge, Reading
-from server.desk.policy import CitationFilter, Policies, Policy
-from server.desk.tool import TOO_LONG, Caller
-from server.desk.tools import KEPT, NO, OUTCOME, YES, Confirm, DeskTools, Toolbox, steps
+from server.desk.policy import CitationFilter, Policies
+from server.desk.prompts import PUBLIC_SCOPE, Prompts
+from server.desk.second import Seconds
+from server.desk.tool import Caller
+from server.desk.tools import KEPT, NO, OUTCOME, YES, Confirm, DeskTools, Toolbox
 from server.desk.turn import Brief, Event, Turn, follow, hold, replay
-from server.desk.window import Exchange, find, language_of, last_answers, later, num_chars, since_agent, turns_of
+from server.desk.window import find, language_of, last_answers, since_agent, turns_of
 from server.errors import InvalidRequest, RequestError, TooManyRequests
 from server.settings import DeskSettings
-
-PUBLIC_SCOPE = "desk"
-# When a conversation outgrows the context, its oldest turns go until it fills this share: the next few turns
-# then keep their prefix.
-WINDOW_SHARE = 0.75
-MAX_WINDOWS = 1000
-# So many tokens an answer needs at least; a tool's result that leaves less is too long.
-MIN_ANSWER_TOKENS = 64
 
 
 class AnswerInProgress(TooManyRequests):
@@ -44,15 +37,6 @@ class _Place:
     turn: Turn | None = None
     must_end: bool = False
     is_free: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What the model reads, what it may call, and how many tokens are left for its answer."""
-
-    messages: Exchange
-    max_tokens: int
-    box: Toolbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +63,7 @@ class Desk:
 
     knowledge: DeskKnowledge | None = None
     tools: DeskTools | None = None
+    seconds: Seconds | None = None  # without it no answer has a second beside it
 
     def __init__(self, chat: ChatService, record: Record, policies: Policies, settings: DeskSettings, wait_s: Callable[[int], int]) -> None:
         """`wait_s` estimates the seconds until a place in the engine's queue is served. With `knowledge` set, `policies` follow it."""
@@ -88,7 +73,7 @@ class Desk:
         self._policies = policies
         self._settings = settings
         self._journal = Journal()
-        self._places, self._windows = dict[str, _Place](), dict[str, int]()
+        self._places, self._prompts = dict[str, _Place](), Prompts(chat, settings)
         self.on_kept: Callable[[str], object] = lambda conversation_id: None
         self.asks: Callable[[str], bool] = lambda completion_id: False  # does this answer ask for a thumb?
         # Called with the check that an answer failed, and with the question when that ended in the offer of a person.
@@ -108,6 +93,8 @@ class Desk:
 
     async def close(self) -> None:
         """End what is being answered, and keep what was said."""
+        if self.seconds:
+            await self.seconds.close()
         for turn in [place.turn for place in self._places.values() if place.turn]:
             turn.hang_up()
             await turn.wait_kept()
@@ -183,6 +170,16 @@ class Desk:
                 raise InvalidRequest("only the bot's last answer can be made again", param="message_id", code="not_the_last")
             return await self._answer(place, conversation, branch[:-1], answer)
 
+    async def second(self, visitor_id: str, conversation_id: str, message_id: str) -> Answer:
+        """Begin a second answer to the question that `message_id` answers, if it is one of those drawn for that.
+
+        Raises NotFound, ContextTooLong, EngineBusy, EngineDown.
+        """
+        await self.conversation(visitor_id, conversation_id)
+        if self.seconds is None:
+            raise NotFound("no such message")
+        return Answer(*await self.seconds.begin(conversation_id, message_id))
+
     async def decide(self, visitor_id: str, conversation_id: str, call_id: str, decision: Literal["running", "declined"]) -> Answer:
         """Carry out, once, what the bot asked a yes for, or leave it; and answer. Raises NotFound, AnswerInProgress, InvalidRequest."""
         async with self._place(visitor_id, conversation_id) as place:
@@ -224,7 +221,7 @@ class Desk:
             with suppress(RecordUnavailable):
                 await self.tools.calls.drop(conversation.id)
         if asked.replaces_id:
-            self._windows.pop(conversation.id, None)
+            self._prompts.forget(conversation.id)
         reading = await self._read(conversation.id, conversation.language, branch)
         place.turn = turn = self._begin(conversation, branch, reading, old.id if old else None, decided)
         turn.on_end = lambda: self._leave_place(conversation.id)
@@ -250,6 +247,7 @@ class Desk:
     @asynccontextmanager
     async def silence(self, conversation_id: str) -> AsyncIterator[None]:
         """End the answer that is being given, keep what was said of it, and begin none while the block lasts."""
+        self._forget_second(conversation_id)
         while place := self._places.get(conversation_id):
             place.must_end = True
             if place.turn:
@@ -276,8 +274,8 @@ class Desk:
             raise InvalidRequest("the customer has asked nothing since the last answer", code="nothing_to_answer")
         policy = (await self._read(conversation_id, language, said)).policy
         known, whole = CitationFilter(policy), ""
-        prompt = self._fit(conversation_id, policy, turns_of(said), Toolbox({}, Caller(policy.language)))
-        async with self._chat.open(self._job(conversation_id, prompt)) as stream:
+        prompt = self._prompts.fit(conversation_id, policy, turns_of(said), Toolbox({}, Caller(policy.language)))
+        async with self._chat.open(self._prompts.job(conversation_id, prompt)) as stream:
             async for delta in stream:
                 if delta.channel == "content" and (text := known.feed(delta.text)):
                     whole += text
@@ -290,7 +288,13 @@ class Desk:
         if conversation_id in self._places or taken >= self._settings.max_in_flight:
             raise AnswerInProgress("an answer to your last message is on its way", code="answer_in_progress", retry_after_s=1)
         self._places[conversation_id] = place = _Place(visitor_id)
+        self._forget_second(conversation_id)
         return place
+
+    def _forget_second(self, conversation_id: str) -> None:
+        """Nobody waits for it: the conversation goes on."""
+        if self.seconds:
+            self.seconds.forget(conversation_id)
 
     def _leave_place(self, conversation_id: str) -> None:
         self._places.pop(conversation_id).is_free.set()
@@ -326,9 +330,9 @@ class Desk:
     ) -> Turn:
         policy, asked = reading.policy, said[-1]
         box = self._toolbox(conversation.visitor_id, policy.language)
-        prompt = self._fit(conversation.id, policy, turns_of(said), box)
+        prompt = self._prompts.fit(conversation.id, policy, turns_of(said), box)
         before = (decided,) if decided else ()
-        job = self._job(conversation.id, prompt, before)
+        job = self._prompts.job(conversation.id, prompt, before)
         spec, stream = self._chat.spec, self._chat.open(job)
 
         async def keep(answer: Message, made: Completion | None, others: list[Completion], calls: list[Call]) -> Message:
@@ -343,57 +347,17 @@ class Desk:
                 self.on_check(kind)
             if made is None:
                 await self.on_check_failed(conversation, asked)
+            if self.seconds and is_stored and made and not (others or calls or before):
+                return self.seconds.draw(conversation, kept, brief, reading.seen)
             return kept if is_stored else replace(kept, completion_id=None)
 
         evidence = policy.evidence((message.text for message in said), answers=last_answers(said))
-        again = partial(self._job, conversation.id, prompt)
+        again = partial(self._prompts.job, conversation.id, prompt)
         brief = Brief(policy, evidence, asked.text, spec, lambda calls: self._chat.open(again(calls)), box, before)
         return Turn(stream, brief, keep, self._wait_s)
 
     def _toolbox(self, visitor_id: str, language: Language) -> Toolbox:
         return self.tools.of(visitor_id, language) if self.tools and self._chat.knows_tools else Toolbox({}, Caller(language))
-
-    def _fit(self, conversation_id: str, policy: Policy, turns: list[Exchange], box: Toolbox) -> Prompt:
-        """The newest turns that leave room for an answer; never without the system message and the question."""
-        limit = min(self._chat.spec.context_length, self._chat.spec.num_kv_tokens)
-        room = limit - min(self._settings.max_answer_tokens, limit // 4)
-        first = min(self._windows.get(conversation_id, 0), len(turns) - 1)
-        while True:
-            messages = (ChatMessage("system", policy.system), *(message for turn in turns[first:] for message in turn))
-            num_tokens = self._chat.count_tokens(messages, self._settings.effort, box.offered)
-            if num_tokens <= room or first == len(turns) - 1:
-                return Prompt(messages, max(1, min(self._settings.max_answer_tokens, limit - num_tokens)), box)
-            first = later(turns, first, (1 - WINDOW_SHARE * room / num_tokens) * num_chars(messages))
-            self._remember_window(conversation_id, first)
-
-    def _remember_window(self, conversation_id: str, first: int) -> None:
-        self._windows.pop(conversation_id, None)
-        self._windows[conversation_id] = first
-        if len(self._windows) > MAX_WINDOWS:
-            del self._windows[next(iter(self._windows))]
-
-    def _continued(self, prompt: Prompt, calls: Sequence[Call]) -> Prompt:
-        """The prompt with these calls after it. A last result that leaves no room for an answer is too long."""
-        limit = min(self._chat.spec.context_length, self._chat.spec.num_kv_tokens)
-        for made in (calls, (*calls[:-1], *(replace(call, result=TOO_LONG) for call in calls[-1:]))):
-            messages = (*prompt.messages, *steps(made))
-            room = limit - self._chat.count_tokens(messages, self._settings.effort, prompt.box.offered)
-            if room >= MIN_ANSWER_TOKENS:
-                break
-        return replace(prompt, messages=messages, max_tokens=max(1, min(self._settings.max_answer_tokens, room)))
-
-    def _job(self, conversation_id: str, prompt: Prompt, calls: Sequence[Call] = ()) -> ChatJob:
-        prompt = self._continued(prompt, calls) if calls else prompt
-        return ChatJob(
-            messages=prompt.messages,
-            sampling=replace(self._chat.default_sampling(), seed=secrets.randbits(31), max_tokens=prompt.max_tokens),
-            effort=self._settings.effort,
-            scope_public=PUBLIC_SCOPE,
-            scope_private=conversation_id,
-            adapter=self._chat.adapters.key_for(conversation_id),
-            completion_id=new_id("cmpl"),
-            tool_use=prompt.box.use(calls),
-        )
 
 
 async def _nothing(conversation: Conversation, asked: Message) -> None:

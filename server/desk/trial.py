@@ -7,8 +7,8 @@ from dataclasses import replace
 from feedback.calls import Call
 from feedback.record import Completion, Message
 from server.chat.service import ChatJob, ChatMessage, ChatService, ChatStream
-from server.desk.desk import PUBLIC_SCOPE
 from server.desk.policy import Policy
+from server.desk.prompts import PUBLIC_SCOPE
 from server.desk.tool import Caller
 from server.desk.tools import Toolbox
 from server.desk.turn import Brief, Done, Failed, Turn

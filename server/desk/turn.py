@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from backends.protocol import EngineBusy, EngineDown, EngineError, ModelSpec
 from feedback.calls import Call
@@ -81,7 +82,15 @@ class Held:
     state: State
 
 
-Event = Accepted | Queued | Thinking | LookingUp | Answering | Delta | Restart | Confirm | Done | Failed | Held
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The end: another answer than the one that stands, which is shown on `side`."""
+
+    message: Message
+    side: Literal["left", "right"]
+
+
+Event = Accepted | Queued | Thinking | LookingUp | Answering | Delta | Restart | Confirm | Done | Failed | Held | Offered
 # An answer, its completion (None: no attempt at it may be shown), the completions before that failed the checks or called a tool, and
 # those calls.
 Keep = Callable[[Message, Completion | None, list[Completion], list[Call]], Awaitable[Message]]

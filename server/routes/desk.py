@@ -12,18 +12,19 @@ import feedback.record
 from backends.mini.shop import Language, Shop
 from feedback.database import RecordUnavailable
 from feedback.record import Message
+from feedback.signals import Choice, Signals, Thumb
 from feedback.signals import Done as DoneTo
-from feedback.signals import Signals, Thumb
 from server.body import body
 from server.desk.customers import Customers
 from server.desk.desk import Answer, Desk
 from server.desk.handoff import Handoffs
 from server.desk.tools import Confirm
-from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, LookingUp, Queued, Restart, Thinking
+from server.desk.turn import Accepted, Answering, Delta, Done, Event, Failed, Held, LookingUp, Offered, Queued, Restart, Thinking
 from server.desk.visitors import InvalidToken, VisitorPass, Visitors
 from server.errors import NotFound, error_object
 from server.limits import DailyLimit, InFlight, RateLimit, address_of, network_of
 from server.schema.desk import (
+    ChoiceRequest,
     ConfirmReply,
     ConversationReply,
     ConversationRequest,
@@ -44,6 +45,7 @@ from server.sse import EventStream, sse_event
 VISITORS_PER_ADDRESS = 6
 SIGNALS_PER_DAY = 60
 LISTENERS_PER_ADDRESS = 256
+BETTER: Mapping[str, Literal[1, 0, -1]] = {"first": 1, "neither": 0, "second": -1}
 
 
 class DeskLimits:
@@ -96,6 +98,7 @@ def desk_router(
     _add_conversations(router, desk, welcome.visitors, limits)
     _add_answers(router, desk, handoffs, signals, welcome.visitors, limits)
     _add_signals(router, signals, handoffs, welcome.visitors, limits)
+    _add_seconds(router, desk, signals, welcome.visitors, limits)
     return router
 
 
@@ -236,6 +239,33 @@ def _add_signals(router: APIRouter, signals: Signals, handoffs: Handoffs, visito
         return SignalReply.model_validate(receipt)
 
 
+def _add_seconds(router: APIRouter, desk: Desk, signals: Signals, visitors: Visitors, limits: DeskLimits) -> None:
+    visitor = Annotated[str, Depends(require_visitor(visitors))]
+    message = "/conversations/{conversation_id}/messages/{message_id}"
+
+    @router.post(message + "/second", tags=["visitor"], dependencies=[Depends(body(EmptyRequest))])
+    async def second(conversation_id: str, message_id: str, visitor_id: visitor) -> Response:
+        """The offer of another answer, or nothing when none came of it; `side` is where this one stands. Going on typing ends it."""
+        return _stream(await desk.second(visitor_id, conversation_id, message_id), ExitStack())
+
+    @router.post(message + "/choice", tags=["visitor"], status_code=201)
+    async def choose(
+        conversation_id: str,
+        message_id: str,
+        request: Request,
+        response: Response,
+        visitor_id: visitor,
+        said: Annotated[ChoiceRequest, Depends(body(ChoiceRequest))],
+    ) -> SignalReply:
+        """Keep which of the two is better: on disk before the reply. The same key again is the same signal (200)."""
+        limits.vote(address_of(request))
+        signals.seen(visitor_id, visitors.hashed(network_of(request)))
+        choice = Choice(message_id, BETTER[said.better], said.dwell_ms, str(said.idempotency_key))
+        receipt = await signals.choose(visitor_id, conversation_id, choice)
+        response.status_code = 201 if receipt.is_new else 200
+        return SignalReply.model_validate(receipt)
+
+
 def _token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
@@ -283,6 +313,8 @@ def _frame(event: Event) -> bytes:
             return sse_event("error", error_object(error))
         case Held(state):
             return sse_event("held", {"state": state})
+        case Offered(message, side):
+            return sse_event("offer", {"message": on_the_wire(message), "side": side})
         case _:
             return _PLAIN[type(event)]
 

@@ -11,6 +11,7 @@ from feedback.record import State
 MAX_TEXT_CHARS = 4000
 MAX_COMMENT_CHARS = 1000
 MAX_TAGS = 5
+MAX_DWELL_MS = 24 * 3_600_000
 GOOD_TAGS = frozenset({"helpful", "clear", "quick"})
 BAD_TAGS = frozenset({"wrong", "outdated", "unclear", "not_my_question", "too_long", "impolite"})
 
@@ -77,6 +78,14 @@ class SignalRequest(Request):
         return self
 
 
+class ChoiceRequest(Request):
+    """Which of two answers is better, and how long both were in sight."""
+
+    better: Literal["first", "second", "neither"]
+    dwell_ms: Annotated[int, Field(ge=0, le=MAX_DWELL_MS)]
+    idempotency_key: UUID
+
+
 class _Reply(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
@@ -120,6 +129,7 @@ class MessageReply(_Reply):
     finish_reason: str | None
     thumb: int | None
     asks_thumb: bool
+    has_second: bool
 
 
 class DecisionRequest(Request):

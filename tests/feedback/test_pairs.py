@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedback.pairs import Case, Evidence, Gates, Passage, Row, Turn, leaned_on, make_rows, regenerate, strength
+from feedback.pairs import Case, Evidence, Gates, Passage, Row, Turn, leaned_on, make_rows, strength
 from feedback.record import Citation
+from feedback.regenerate import regenerate
 from tests.feedback.shopper import ASKED, DAYS, HOW_TO, RESTATED, Talk, worked_example
 
 GATES = Gates()
