@@ -12,7 +12,10 @@ from starlette.types import Message as AsgiMessage
 
 from backends.protocol import EngineDown
 from feedback.database import Database
+from feedback.offers import Offers
+from feedback.signals import Signals
 from feedback.tables import conversation, signal
+from server.desk.second import Seconds
 from server.routes.desk import VISITORS_PER_ADDRESS
 from server.settings import DeskSettings
 from tests.server.fakes import ScriptedChat
@@ -317,6 +320,8 @@ def test_every_route_says_who_may_call_it(app: FastAPI) -> None:
         "/desk/conversations/{conversation_id}/calls/{call_id}": ["visitor"],
         "/desk/conversations/{conversation_id}/messages": ["visitor"],
         "/desk/conversations/{conversation_id}/messages/{message_id}/regenerate": ["visitor"],
+        "/desk/conversations/{conversation_id}/messages/{message_id}/second": ["visitor"],
+        "/desk/conversations/{conversation_id}/messages/{message_id}/choice": ["visitor"],
         "/desk/conversations/{conversation_id}/stop": ["visitor"],
         "/desk/conversations/{conversation_id}/answer_now": ["visitor"],
         "/desk/conversations/{conversation_id}/consent": ["visitor"],
@@ -334,3 +339,36 @@ async def test_a_copied_answer_is_noted_once_and_networks_only_as_a_hash(page: P
     rows = await database.read(lambda connection: connection.execute(select(signal)).all())
     assert [(row.kind, row.value, len(row.network), row.propensity) for row in rows] == [("copy", 1.0, 16, None)]
     assert "127.0.0" not in str(rows)
+
+
+async def test_two_answers_are_offered_and_one_chosen_over_http(
+    http: httpx.AsyncClient, app: FastAPI, page: Page, chat: ScriptedChat, database: Database
+) -> None:
+    app.state.desk.seconds = Seconds(Offers(database, Signals(database)), 1.0, lambda completion_id: True)
+    await page.post(f"/conversations/{page.conversation_id}/consent", {"train": True})
+    first = answer_in(await page.ask("How long?"))
+    at, stranger = f"/conversations/{page.conversation_id}/messages/{first['message_id']}", await Page.load(http)
+    choice = {"better": "second", "dwell_ms": 4_000, "idempotency_key": str(uuid4())}
+    for path in (at, at.replace(str(first["message_id"]), "msg_none"), at.replace(page.conversation_id, stranger.conversation_id)):
+        for route, body in (("second", {}), ("choice", choice)):
+            assert (await stranger.post(f"{path}/{route}", body)).status_code == 404
+    assert (await page.post(f"{at}/choice", choice)).status_code == 404  # nothing is offered yet
+    chat.script = ("Anything that is unopened goes back to us within 30 days [1].",)
+    (accepted, _), (name, offer) = parsed((await page.post(f"{at}/second", {})).text)
+    assert (accepted, name, offer["side"] in ("left", "right")) == ("accepted", "offer", True)
+    second = offer["message"]
+    assert isinstance(second, dict) and second["text"] == chat.script[0] and "secret" not in str(offer)
+    assert (await page.post(f"{at}/second", {})).status_code == 404
+
+    wrong = {"better": ["left", 1, None], "dwell_ms": [-1, 1e3, "4", True, 10**9], "idempotency_key": ["", "key", None], "value": [1]}
+    for field, values in wrong.items():
+        for value in values:
+            refused = await page.post(f"{at}/choice", {**choice, field: value})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+    assert (await stranger.post(f"{at}/choice", choice)).status_code == 404
+    replies = [await page.post(f"{at}/choice", choice) for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [201, 200] and replies[0].json() == replies[1].json()
+    assert (await page.post(f"{at}/choice", {**choice, "better": "first"})).json()["error"]["code"] == "idempotency_key_reused"
+    shown = (await page.get("/conversations/current")).json()["messages"]
+    assert [each["text"] for each in shown] == ["How long?", second["text"]]
+    assert (await page.vote(second["completion_id"], 1)).status_code == 201

@@ -6,6 +6,7 @@ import { site } from "../helpers/site.js";
 import { language, say } from "../helpers/strings.js";
 import { Desk, DeskError } from "../models/desk.js";
 import { Answer } from "./answer.js";
+import { Comparison } from "./comparison.js";
 import { Composer } from "./composer.js";
 import { Consent } from "./consent.js";
 import { Confirm } from "./confirm.js";
@@ -24,6 +25,7 @@ class Chat {
   #welcome = new Welcome(document.getElementById("welcome"), (text) => this.#send(text));
   #notices = new Notices(document.getElementById("notice"), document.getElementById("announcer"));
   #confirm = new Confirm(this.#list, (words, decision) => this.#send(words, decision));
+  #comparison = new Comparison(this.#desk, (text) => this.#notices.announce(text), (old) => this.#answer(old));
   #startOverButton = document.getElementById("start-over");
   #composer;
   #editing;
@@ -50,14 +52,10 @@ class Chat {
     });
     new Consent(document.getElementById("consent"), this.#desk, (step) => this.#notices.orShow(step));
     this.#startOverButton.addEventListener("click", () => this.#startOver());
-    document.getElementById("close")?.addEventListener("click", () => this.#host.tell("close"));
     document.addEventListener("keydown", (event) => event.key === "Escape" && !event.isComposing && this.#escape());
-    addEventListener("offline", () => this.#notices.show(say("problem_offline")));
-    addEventListener("online", () => this.#notices.show(""));
   }
 
   async start() {
-    this.#notices.show(navigator.onLine ? "" : say("problem_offline"));
     if (parent === window) this.#composer.focus();
     const greeted = this.#notices.orShow(this.#welcome.greet(this.#desk));
     if (await this.#host.meet(site.origins)) await this.#notices.orShow(this.#desk.know(() => this.#host.identify()));
@@ -158,11 +156,13 @@ class Chat {
   async #turn(message, answer) {
     this.#setAnswering(true);
     this.#confirm.close();
+    this.#comparison.close();
     this.#notices.announce("");
     try {
       const conversationId = await this.#conversation();
       let kept;
       for await (const event of this.#desk.answer(conversationId, message)) kept = this.#take(event, answer);
+      this.#comparison.begin(conversationId, kept, answer);
       return kept;
     } catch (error) {
       return this.#fail(error, message, answer);
@@ -223,6 +223,7 @@ class Chat {
       this.#conversationId = opened.conversation_id;
       this.#person.follow(opened.conversation_id);
     }
+    this.#comparison.close();
     this.#list.replaceChildren();
     this.#setStarted(false);
     this.#composer.focus();

@@ -10,6 +10,7 @@ export class Host {
   // `onOpen()` is called each time the customer opens the chat.
   constructor(onOpen) {
     this.#onOpen = onOpen;
+    document.getElementById("close")?.addEventListener("click", () => this.tell("close"));
   }
 
   // -> does the page know its customer? Without a page around us, or with one that stays silent, nobody does.

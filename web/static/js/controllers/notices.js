@@ -10,6 +10,9 @@ export class Notices {
   constructor(notice, announcer) {
     this.#notice = notice;
     this.#announcer = announcer;
+    const look = () => this.show(navigator.onLine ? "" : say("problem_offline"));
+    for (const name of ["offline", "online"]) addEventListener(name, look);
+    look();
   }
 
   show(text) {

@@ -115,6 +115,18 @@ export class Desk {
     await this.#request("POST", "/desk/signals", signal);
   }
 
+  // Another answer to compare with the answer `messageId`: {message, side: where that one stands}, or null.
+  async second(conversationId, messageId, signal) {
+    const path = `/desk/conversations/${conversationId}/messages/${messageId}/second`;
+    for await (const event of this.#stream("POST", path, {}, { signal })) if (event.name === "offer") return event;
+    return null;
+  }
+
+  // Resolves once it is on disk which of the two is better; the same idempotency key again is the same choice.
+  async choose(conversationId, messageId, choice) {
+    await this.#request("POST", `/desk/conversations/${conversationId}/messages/${messageId}/choice`, choice);
+  }
+
   // A person, please; the bot again; a message for when nobody is there: each resolves to how things stand then.
   async person(conversationId) {
     return read(await this.#request("POST", `/desk/conversations/${conversationId}/person`, {}));
