@@ -106,8 +106,9 @@ class Seconds:
 
 
 def is_whole(answer: Message) -> bool:
-    """Whether a complete answer answers: it offers no person, asks nothing back, refuses nothing."""
-    return answer.status == "complete" and answer.finish_reason == "stop" and action_of(answer.text) == "answer"
+    """Whether a complete answer answers, and from a passage: it offers no person, asks nothing back, refuses nothing, is no small talk."""
+    is_complete = answer.status == "complete" and answer.finish_reason == "stop"
+    return is_complete and bool(answer.citations) and action_of(answer.text) == "answer"
 
 
 def _once(calls: Sequence[Call]) -> ChatStream:

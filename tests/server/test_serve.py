@@ -26,6 +26,7 @@ from backends.mini.shop import load_shop, system_message
 from backends.store import FileRecord, Manifest, Store, sha256_of
 from tests.backends.lora import random_matrices, write_peft
 from tests.conftest import has_ipv6_loopback
+from tests.e2e.house import CERTAIN
 
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
 ASK: list[Any] = [{"role": "system", "content": "You help customers of a shop. " * 20}, {"role": "user", "content": "When do you open?"}]
@@ -57,7 +58,7 @@ def _serve(model_path: str, folder: Path, **variables: str) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KEFU_")}
-    environment = {**inherited, "KEFU_DATA_DIR": str(folder), "KEFU_ENGINE__NUM_KV_TOKENS": "8192", **variables}
+    environment = {**inherited, **CERTAIN, "KEFU_DATA_DIR": str(folder), "KEFU_ENGINE__NUM_KV_TOKENS": "8192", **variables}
     arguments = ("serve", "--model", model_path, "--port", str(port))
     process = subprocess.Popen([*COMMAND, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     server = Server(f"http://127.0.0.1:{port}", process)

@@ -123,9 +123,10 @@ NOT_OFFERED = [
     say(FIRST),
     say("You have THIRTY  days. [1]"),
     say(""),
-    say("Which order do you mean?"),
-    say("I am sorry, I cannot help with that."),
-    say("I will connect you with a person from our team."),
+    say("Hello!"),
+    say("Which order do you mean [1]?"),
+    say("That cannot be sent back [1]."),
+    say("I will connect you with a person from our team [1]."),
     say(OTHER, "length"),
     call,
     lambda stream: stream.die(),
@@ -162,7 +163,7 @@ async def test_going_on_ends_the_second_answer_at_once(
     listening = await wanting(desk, agreed, await asked(agreed, chat, "We ship to the islands too [2]."))
     async with desk.silence(agreed.id):
         await nothing(listening, await opened(chat, 6))
-    listening = await wanting(desk, agreed, await asked(agreed, chat, "A kettle boils in a moment."))
+    listening = await wanting(desk, agreed, await asked(agreed, chat, "You have as long as you like for a kettle [1]."))
     await record.set_consent(agreed.id, VISITOR, consent_train=False)
     say(OTHER)(await opened(chat, 8))
     await nothing(listening, chat.streams[7])
@@ -180,11 +181,11 @@ async def test_only_a_whole_answer_to_who_agreed_is_drawn(desk: Desk, chat: Scri
     silent = await asked(customer, chat)
     assert not silent.has_second
     await record.set_consent(customer.id, VISITOR, consent_train=True)
-    for text in ("Which order do you mean?", "I am sorry, I cannot help with that.", "I will connect you with a person."):
+    for text in ("Hello!", "Which order [1]?", "That cannot be sent back [1].", "I will connect you with a person [1]."):
         assert not (await asked(customer, chat, text)).has_second
     asking = customer.asking("one that is corrected")
-    say("You have 60 days.")(await opened(chat, 5))
-    say(OTHER)(await opened(chat, 6))
+    say("You have 60 days.")(await opened(chat, 6))
+    say(OTHER)(await opened(chat, 7))
     assert not answer_in(await asking).has_second
     first = await asked(customer, chat)
     for visitor_id, conversation_id, message_id in (

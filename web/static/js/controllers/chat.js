@@ -223,7 +223,6 @@ class Chat {
       this.#conversationId = opened.conversation_id;
       this.#person.follow(opened.conversation_id);
     }
-    this.#comparison.close();
     this.#list.replaceChildren();
     this.#setStarted(false);
     this.#composer.focus();

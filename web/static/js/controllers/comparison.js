@@ -23,7 +23,7 @@ export class Comparison {
     if (!message?.has_second) return;
     const { signal } = (this.#line = new AbortController());
     const offer = await this.#desk.second(conversationId, message.message_id, signal).catch((error) => this.#none(error));
-    if (offer && !signal.aborted) this.#invite(conversationId, { first: message, second: offer.message }, offer.side, answer);
+    if (offer && !signal.aborted && answer.node.isConnected) this.#invite(conversationId, { first: message, second: offer.message }, offer.side, answer);
   }
 
   close() {
