@@ -171,10 +171,7 @@ class Desk:
             return await self._answer(place, conversation, branch[:-1], answer)
 
     async def second(self, visitor_id: str, conversation_id: str, message_id: str) -> Answer:
-        """Begin a second answer to the question that `message_id` answers, if it is one of those drawn for that.
-
-        Raises NotFound, ContextTooLong, EngineBusy, EngineDown.
-        """
+        """Begin a second answer beside `message_id`, if that was drawn for it. Raises NotFound, ContextTooLong, EngineBusy, EngineDown."""
         await self.conversation(visitor_id, conversation_id)
         if self.seconds is None:
             raise NotFound("no such message")

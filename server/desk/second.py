@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -77,20 +78,15 @@ class Seconds:
             if made and is_wanted and is_whole(second) and not near_duplicates([drawn.first.text, second.text]):
                 side: Literal["left", "right"] = secrets.choice(("left", "right"))
                 offer = Offer(drawn.first, second, made, drawn.seen, self._share, side)
-                if await self._add(conversation_id, offer):
-                    offers.append(offer)
+                with suppress(RecordUnavailable, NotFound):
+                    if await self._offers.add(conversation_id, offer):
+                        offers.append(offer)
             return second
 
         # One attempt, which does nothing in the world.
         brief = replace(drawn.brief, open=_once, box=Toolbox({}, Caller(drawn.brief.policy.language)))
         turn = self._turns[conversation_id] = Turn(drawn.brief.open(()), brief, keep, lambda place: 0)
         return self._told(conversation_id, turn, drawn.first.id, offers), turn.hang_up
-
-    async def _add(self, conversation_id: str, offer: Offer) -> bool:
-        try:
-            return await self._offers.add(conversation_id, offer)
-        except (RecordUnavailable, NotFound):
-            return False
 
     async def _told(self, conversation_id: str, turn: Turn, message_id: str, offers: Sequence[Offer]) -> AsyncGenerator[Event, None]:
         try:

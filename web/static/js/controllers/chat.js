@@ -25,7 +25,7 @@ class Chat {
   #welcome = new Welcome(document.getElementById("welcome"), (text) => this.#send(text));
   #notices = new Notices(document.getElementById("notice"), document.getElementById("announcer"));
   #confirm = new Confirm(this.#list, (words, decision) => this.#send(words, decision));
-  #comparison = new Comparison(this.#desk, (text) => this.#notices.announce(text), (old) => this.#answer(old));
+  #comparison = new Comparison(this.#desk, this.#notices, (old) => this.#answer(old));
   #startOverButton = document.getElementById("start-over");
   #composer;
   #editing;
