@@ -14,6 +14,9 @@ from tests.exact import write_floats
 
 # Several engines on two cores starve each other when OpenMP threads spin; engines started by tests inherit this.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# What is drawn by chance is off where a test does not ask for it.
+CERTAIN = {"KEFU_DESK__COMPARE_SHARE": "0"}
+os.environ.update(CERTAIN)
 
 WEIGHTS = Path(__file__).parents[1] / "backends" / "mini" / "weights"
 MINI = WEIGHTS / "kefu-mini.gguf"

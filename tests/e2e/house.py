@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 
+from tests.conftest import CERTAIN
+
 START_S = 60
-# What is drawn by chance is off where a test does not ask for it.
-CERTAIN = {"KEFU_DESK__COMPARE_SHARE": "0"}
 
 
 @dataclass(frozen=True, slots=True)

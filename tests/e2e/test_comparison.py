@@ -41,7 +41,6 @@ def test_two_answers_are_compared_and_the_chosen_one_stands(data_dir: Path, mode
         said = first.inner_text()
         expect(first).to_be_visible()  # not hidden, nor moved, by the second
         expect(page.locator("#announcer")).to_have_text("I have another answer to this.")
-        page.wait_for_timeout(1_600)
         answer.get_by_role("button", name="Compare the two").press("Enter")
         pair = answer.get_by_role("group", name="Which answer is better?")
         expect(pair.get_by_role("heading")).to_be_focused()

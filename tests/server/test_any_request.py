@@ -198,7 +198,8 @@ async def _sessions(data_dir: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     with serving(Stranger().app()) as url:
-        often = DeskSettings(messages_per_minute=1e6, messages_per_day=10**6, address_messages_per_day=10**6, visitors_per_minute=1e6)
+        many = {"messages_per_minute": 1e6, "messages_per_day": 10**6, "address_messages_per_day": 10**6, "visitors_per_minute": 1e6}
+        often = DeskSettings(**many, compare_share=0)
         settings = Settings(data_dir=tmp_path, desk=often, upstream=UpstreamSettings(base_url=f"{url}/v1", model="big"))
         sessions = asyncio.run(_sessions(tmp_path))
         app = create_app(settings, make_upstream(settings.upstream), None)

@@ -25,8 +25,7 @@ from backends.llamacpp.tokenizer import LlamaTokenizer
 from backends.mini.shop import load_shop, system_message
 from backends.store import FileRecord, Manifest, Store, sha256_of
 from tests.backends.lora import random_matrices, write_peft
-from tests.conftest import has_ipv6_loopback
-from tests.e2e.house import CERTAIN
+from tests.conftest import CERTAIN, has_ipv6_loopback
 
 COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
 ASK: list[Any] = [{"role": "system", "content": "You help customers of a shop. " * 20}, {"role": "user", "content": "When do you open?"}]

@@ -2,10 +2,12 @@
 
 import json
 import re
+from typing import get_args
 
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from feedback.pairs import Origin
 from server.console.nav import NAV
 from server.routes.pages import pages_router
 from web import ROOT, TEMPLATES, load_strings
@@ -104,3 +106,7 @@ def test_every_label_in_the_rendered_page_is_a_string_of_ours() -> None:
         labels = set(re.findall(r'(?:aria-label|title|placeholder)="([^"]*)"', page))
         assert labels
         assert labels <= set(STRINGS[language].values())
+
+
+def test_every_origin_of_a_pair_has_words() -> None:
+    assert {f"console_review_origin_{origin}" for origin in get_args(Origin)} <= set(STRINGS["en"])

@@ -213,7 +213,7 @@ async def test_with_the_built_in_model(model_path: str, tmp_path: Path, database
         async with asyncio.timeout(60):
             while not supervisor.client.is_ready:
                 await asyncio.sleep(0.05)
-        for question in load_shop("en").suggestions:
+        for question in load_shop("en").suggestions[:2]:
             customer = Customer(desk, await desk.open_conversation(VISITOR, "en"))
             await record.set_consent(customer.id, VISITOR, consent_train=True)
             first = answer_in(await customer.ask(question))
