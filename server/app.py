@@ -181,6 +181,7 @@ def _make_signals(database: Database, desk: Desk, handoffs: Handoffs, visitors: 
     desk.asks = signals.asks = lambda completion_id: bool(completion_id) and drawn(completion_id) < PROPENSITY
     if share:
         desk.seconds = Seconds(Offers(database, signals), share, lambda completion_id: drawn(completion_id) >= 1 - share)
+        desk.seconds.asks = desk.asks
     lookback = Lookback(database, signals)
     handoffs.on_kept, lookback.on_looked = lookback.kept, handoffs.failures_seen
     return signals, lookback

@@ -38,6 +38,8 @@ class Seconds:
         self._offers = offers
         self._share = share
         self._draws = draws
+        # Would this answer ask for a thumb? Then it is not offered: those that ask are drawn from all answers, not from preferred ones.
+        self.asks: Callable[[str], bool] = lambda completion_id: False
         self._drawn = dict[str, _Drawn]()
         self._turns = dict[str, Turn]()
 
@@ -75,7 +77,7 @@ class Seconds:
         async def keep(answer: Message, made: Completion | None, others: list[Completion], calls: list[Call]) -> Message:
             second = replace(answer, reply_to_id=drawn.first.reply_to_id, replaces_id=drawn.first.id)
             is_wanted = self._turns.get(conversation_id) is turn and not (others or calls)
-            if made and is_wanted and is_whole(second) and not near_duplicates([drawn.first.text, second.text]):
+            if made and is_wanted and is_whole(second) and not self.asks(made.id) and not near_duplicates([drawn.first.text, second.text]):
                 side: Literal["left", "right"] = secrets.choice(("left", "right"))
                 offer = Offer(drawn.first, second, made, drawn.seen, self._share, side)
                 with suppress(RecordUnavailable, NotFound):

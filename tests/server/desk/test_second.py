@@ -170,6 +170,15 @@ async def test_going_on_ends_the_second_answer_at_once(
     assert {status for status, _ in await stored(database)} == {"complete"}
 
 
+async def test_one_that_would_ask_for_a_thumb_is_not_offered(desk: Desk, chat: ScriptedChat, agreed: Customer) -> None:
+    first = await asked(agreed, chat)
+    assert desk.seconds
+    desk.seconds.asks = lambda completion_id: completion_id == chat.streams[1].completion_id
+    listening = await wanting(desk, agreed, first)
+    say(OTHER)(await opened(chat, 2))
+    assert [type(event) for event in await listening] == [Accepted]
+
+
 async def test_whoever_waits_for_a_first_answer_comes_first(desk: Desk, chat: ScriptedChat, agreed: Customer) -> None:
     first = await asked(agreed, chat)
     chat.place = 3
