@@ -128,12 +128,11 @@ def create_app(
     articles, desk.on_check = Knowledge(database), metrics.observe_check
     desk.knowledge = knowledge = DeskKnowledge(articles, shops, settings.desk.pinned_tokens, terms)
     knowledge.embedder, desk.tools = embedder, _make_tools(settings, database, welcome.visitors)
-    notifier, inbox, gaps = Notifier(settings.desk), Inbox(database), Gaps(database)
+    notifier, inbox, gaps, limits = Notifier(settings.desk), Inbox(database), Gaps(database), DeskLimits(settings.desk)
     handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
     audit = Audit(database, settings.data_dir / "audit.head")
     console, retention = Console(Accounts(database), audit), _make_retention(settings, database, audit)
     signals, lookback = _make_signals(database, desk, handoffs, welcome.visitors, settings.desk.compare_share)
-    limits = DeskLimits(settings.desk)
     second, lookback.model = SecondLook(database, partial(ask_at_rest, chat), settings.desk.rephrase_judge), embedder
 
     def works() -> list[Work]:
