@@ -257,18 +257,20 @@ def _rows(connection: Connection, states: tuple[State, ...]) -> list[Row]:
 def _is_failing(connection: Connection, conversation_id: str) -> bool:
     handed = select(func.coalesce(func.max(handoff.c.created_at_ms), 0)).where(handoff.c.conversation_id == conversation_id)
     since = connection.execute(handed).scalar_one()
-    decision = message.alias()
-    by_hand = exists().where(decision.c.id == message.c.reply_to_id, decision.c.client_message_id == tool_call.c.id)
-    by_hand = by_hand.where(tool_call.c.status == "declined")
-    mine = and_(message.c.conversation_id == conversation_id, message.c.role.in_(("user", "assistant")), ~by_hand)
+    mine = and_(message.c.conversation_id == conversation_id, message.c.role.in_(("user", "assistant")))
+    left = select(tool_call.c.message_id).where(tool_call.c.conversation_id == conversation_id, tool_call.c.status == "declined")
+    declined = set(connection.execute(left).scalars())
     later = signal.alias()
     stands = ~exists().where(later.c.retracts_id == signal.c.id)
     repeats = select(signal.c.source_message_id).where(signal.c.conversation_id == conversation_id, signal.c.kind == "rephrase")
     asked_again = set(connection.execute(repeats.where(signal.c.weight > 0, stands)).scalars())
     failed: list[bool | None] = []
-    asks_again = False
+    asks_again, before = False, ""
     for said in read_messages(connection, and_(mine, message.c.created_at_ms > since)):
-        if said.role == "assistant":
+        if said.role == "assistant" and before in declined:
+            before = ""  # that nothing was done is what the customer wanted to hear
+        elif said.role == "assistant":
+            before = said.id
             unknown = asks_again and not said.thumb
             failed.append(_failed(said) or (None if unknown else False))
         else:

@@ -23,6 +23,7 @@ from server.desk.tool import Caller
 from server.desk.tools import KEPT, NO, OUTCOME, YES, Confirm, DeskTools, Toolbox
 from server.desk.turn import Brief, Event, Turn, follow, hold, replay
 from server.desk.window import find, language_of, last_answers, since_agent, turns_of
+from server.desk.words import yes_or_no
 from server.errors import InvalidRequest, RequestError, TooManyRequests
 from server.settings import DeskSettings
 
@@ -130,7 +131,8 @@ class Desk:
     async def ask(self, visitor_id: str, conversation_id: str, text: str, client_message_id: str, replaces_id: str | None = None) -> Answer:
         """Keep a message and begin its answer; the same `client_message_id` again replays the kept answer.
 
-        With `replaces_id` it takes the place of that question, and what followed leaves the screen and the model's sight.
+        With `replaces_id` it takes the place of that question, and what followed leaves the screen and the model's sight. A plain yes or
+        no decides on what waits for one.
         Raises before anything happens: NotFound, AnswerInProgress, InvalidRequest; and, with the message kept so that it may be
         sent again, ContextTooLong, EngineBusy, EngineDown.
         """
@@ -151,7 +153,10 @@ class Desk:
                 return Answer(replay(asked, answer), hang_up=lambda: None)
             if conversation.state in MUTE:
                 return Answer(hold(asked, conversation.state), hang_up=lambda: None)
-            return await self._answer(place, conversation, said[: said.index(asked) + 1])
+            said = said[: said.index(asked) + 1]
+            if self.tools and not replaces_id and (call := await self._decided(self.tools, conversation_id, text)):
+                return await self._follow_decision(place, self.tools, conversation, said, call)
+            return await self._answer(place, conversation, said)
 
     async def regenerate(self, visitor_id: str, conversation_id: str, message_id: str) -> Answer:
         """Answer the last question once more, in place of the answer `message_id`; asked again, what took its place is replayed.
@@ -186,17 +191,32 @@ class Desk:
             if call is None or tools is None:
                 raise InvalidRequest("this can no longer be confirmed", param="call_id", code="confirm_gone")
             said = await self.messages(conversation_id)
-            language = language_of(conversation.language, said)
-            asked = Message(new_id("msg"), "user", (YES if decision == "running" else NO)[language], call.id)
+            words = (YES if decision == "running" else NO)[language_of(conversation.language, said)]
+            asked = Message(new_id("msg"), "user", words, call.id)
             said.append(asked)
             await self._journal.write(conversation, partial(self._record.add_message, conversation_id, asked), asked)
-            if decision == "declined":
-                return await self._tell(conversation, asked, KEPT[language])
-            call = await asyncio.shield(self._carry_out(tools, conversation, call, language))
-            try:
-                return await self._answer(place, conversation, said, decided=call)
-            except (EngineError, RequestError):
-                return await self._tell(conversation, asked, OUTCOME[language, call.status == "done"])
+            return await self._follow_decision(place, tools, conversation, said, call)
+
+    async def _follow_decision(
+        self, place: _Place, tools: DeskTools, conversation: Conversation, said: list[Message], call: Call
+    ) -> Answer:
+        """Carry out what was taken to be done, or leave it, and answer the decision, the last of `said`."""
+        language = language_of(conversation.language, said)
+        if call.status == "declined":
+            return await self._tell(conversation, said[-1], KEPT[language])
+        call = await asyncio.shield(self._carry_out(tools, conversation, call, language))
+        try:
+            return await self._answer(place, conversation, said, decided=call)
+        except (EngineError, RequestError):
+            return await self._tell(conversation, said[-1], OUTCOME[language, call.status == "done"])
+
+    async def _decided(self, tools: DeskTools, conversation_id: str, text: str) -> Call | None:
+        """What a plain yes or no decides on, taken: what the bot asked just now."""
+        if (is_yes := yes_or_no(text)) is not None:
+            with suppress(RecordUnavailable):
+                if pending := await tools.calls.pending(conversation_id):
+                    return await tools.calls.take(conversation_id, pending.id, "running" if is_yes else "declined")
+        return None
 
     async def _tell(self, conversation: Conversation, asked: Message, words: str) -> Answer:
         """Answer in our own words."""

@@ -1,4 +1,4 @@
-"""Words that ask for a person. The list is short on purpose: who is not understood here still has the button."""
+"""Words that ask for a person, and that say yes or no. The lists are short on purpose: who is not understood here still has the button."""
 
 import re
 
@@ -27,9 +27,15 @@ _OFFERS = re.compile(
     re.IGNORECASE,
 )
 _AGREES = re.compile(
-    r"\W*(?:yes|yeah|yep|sure|ok(?:ay)?|alright|please|go ahead|do (?:that|it))"
+    r"\W*(?:yes|yeah|yep|sure|ok(?:ay)?|alright|please|go ahead|do (?:that|it)|confirm(?:ed)?)"
     r"(?:[ ,]+(?:yes|please|do|that|thanks|thank you|would be (?:good|nice|great)))*\W*"
-    r"|\W*(?:好|好的|好吧|是|是的|对|要|要的|需要|可以|行|嗯|麻烦(?:你|您)?|请)(?:[，, ]*(?:请|转吧|转|谢谢|谢谢您|麻烦了|吧|了|的))*\W*",
+    r"|\W*(?:好|好的|好吧|是|是的|对|要|要的|需要|可以|行|嗯|确认|确定|麻烦(?:你|您)?|请)"
+    r"(?:[，, ]*(?:请|转吧|转|谢谢|谢谢您|麻烦了|吧|了|的))*\W*",
+    re.IGNORECASE,
+)
+_DECLINES = re.compile(
+    r"\W*(?:no|nope|nah|don'?t|do not|please don'?t)(?:[ ,]+(?:no|thanks|thank you|please|don'?t|do (?:that|it)))*\W*"
+    r"|\W*(?:不|不要|不用|不必|别|算了|不了|否)(?:[，, ]*(?:谢谢|谢谢您|不用|不要|了))*\W*",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"[.,;!?，。；！？]")
@@ -39,7 +45,19 @@ _APOSTROPHE = str.maketrans({"’": "'"})
 
 def wants_person(text: str, last_answer: str) -> bool:
     """Does a customer ask for a person, or agree to the one that `last_answer` offers?"""
-    said = " ".join(text.translate(_APOSTROPHE).split())
-    if len(said) <= MAX_YES_CHARS and _AGREES.fullmatch(said):
+    said = _plain(text)
+    if yes_or_no(text):
         return _OFFERS.search(last_answer) is not None
     return any(_ASKS.search(clause) and not _REFUSES.search(clause) for clause in _CLAUSE.split(said))
+
+
+def yes_or_no(text: str) -> bool | None:
+    """What a plain yes or no says; None for everything else, a yes with a condition included."""
+    said = _plain(text)
+    if len(said) > MAX_YES_CHARS:
+        return None
+    return True if _AGREES.fullmatch(said) else False if _DECLINES.fullmatch(said) else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.translate(_APOSTROPHE).split())

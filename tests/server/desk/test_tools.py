@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import select, update
@@ -191,10 +192,25 @@ async def test_a_no_and_a_new_question_leave_everything(
     assert not await Inbox(database).is_failing(customer.id)
     confirm = await _asked_first(customer, chat)
     chat.script = ("Hello.",)
-    await customer.ask("yes")
+    await customer.ask("yes, but when do you open?")
     with pytest.raises(InvalidRequest):
         await desk.decide(VISITOR, customer.id, confirm.call_id, "running")
     assert [row["status"] for row in await _rows(database)] == ["declined", "declined", "dropped"] and shop.asked == []
+
+
+@pytest.mark.parametrize(("said", "status"), [("Yes, please!", "done"), ("好的", "done"), ("no, thanks", "declined"), ("算了", "declined")])
+async def test_a_yes_or_no_in_words_decides(
+    desk: Desk, chat: ScriptedChat, customer: Customer, database: Database, shop: ShopServer, said: str, status: str
+) -> None:
+    await _asked_first(customer, chat)
+    chat.script = ("Done.",)
+    key = str(uuid4())
+    for _ in range(2):  # sent again after a lost connection, it is answered again and done once
+        answer = answer_in(await _events(await desk.ask(VISITOR, customer.id, said, key)))
+    assert [row["status"] for row in await _rows(database)] == [status]
+    assert shop.asked == ([("POST", "/cancel/K1", "")] if status == "done" else [])
+    assert answer.text == "Done." or (status == "declined" and answer.text in KEPT.values())
+    assert not await Inbox(database).is_failing(customer.id)
 
 
 @pytest.mark.parametrize("failure", ["busy", "dies", "lies"])

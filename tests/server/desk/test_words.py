@@ -5,7 +5,7 @@ import json
 import pytest
 
 from backends.mini.shop import SHOP_FOLDER
-from server.desk.words import wants_person
+from server.desk.words import wants_person, yes_or_no
 
 ASKS = [
     "I want to talk to a human",
@@ -77,3 +77,15 @@ def test_anything_else_after_an_offer_is_none(text: str) -> None:
 def test_nothing_the_shop_suggests_is_one(language: str) -> None:
     for text in json.loads((SHOP_FOLDER / f"{language}.json").read_text(encoding="utf-8"))["suggestions"]:
         assert not wants_person(text, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *((yes, True) for yes in ("Yes!", "ok, do that", "confirm", "确认", "好的，谢谢")),
+        *((no, False) for no in ("No, thanks.", "don’t", "不用了，谢谢", "算了")),
+        *((other, None) for other in ("yes, but not now", "no problem?", "不行", "不好意思，几天到？", "")),
+    ],
+)
+def test_only_a_plain_yes_or_no_decides(text: str, said: bool | None) -> None:
+    assert yes_or_no(text) is said
