@@ -50,7 +50,7 @@ run: .venv/.setup ## serve the built-in model at http://127.0.0.1:8000
 	@$(BIN)/kefu serve $(ARGS)
 
 test: .venv/.setup-dev ## run every test, two files at a time (in Chromium too, where it is installed)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.setup-dev ## lint, types, room walls, formatting
 	@$(BIN)/ruff check .

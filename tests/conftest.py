@@ -27,6 +27,14 @@ settings.register_profile("same", deadline=None, max_examples=60, derandomize=Tr
 settings.register_profile("new", deadline=None)
 
 
+# One worker trains while the other does the rest: begun last, it would be waited for.
+LONGEST = "tests/server/test_rounds.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("new" if config.option.markexpr == "soak" else "same")
 

@@ -40,7 +40,8 @@ def test_only_what_the_assistant_writes_holds_the_marks_of_a_tool_call() -> None
 
 def test_a_dialogue_beside_others_scores_as_it_does_alone() -> None:
     torch.manual_seed(0)
-    model, packed = Qwen2(ModelConfig(num_hidden_layers=2)), row()
+    vocab_size = ChatFormat(TOKENIZER).tokenizer.get_vocab_size()
+    model, packed = Qwen2(ModelConfig(vocab_size=vocab_size, num_hidden_layers=2)), row()
     alone = [i for i, branch in enumerate(packed.branches) if branch in (0, 2)]
     ids, positions = torch.tensor(packed.ids), torch.tensor(packed.positions)
     with torch.no_grad():

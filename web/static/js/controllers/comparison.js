@@ -31,7 +31,7 @@ export class Comparison {
 
   close() {
     this.#line.abort();
-    this.#node?.parentElement.classList.remove("comparing");
+    this.#node?.parentElement.classList.toggle("comparing", false);
     this.#node?.remove();
     this.#node = null;
   }
@@ -43,7 +43,7 @@ export class Comparison {
       since = performance.now();
       part(node, "invitation").hidden = true;
       part(node, "pair").hidden = false;
-      answer.node.classList.add("comparing");
+      answer.node.classList.toggle("comparing", true);
       part(node, "title").focus();
     });
     const choose = async (better) => {
