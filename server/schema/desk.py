@@ -3,10 +3,11 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, computed_field, model_validator
 
 from backends.mini.shop import Language
 from feedback.record import State
+from server.quick_replies import quick_replies
 
 MAX_TEXT_CHARS = 4000
 MAX_COMMENT_CHARS = 1000
@@ -130,6 +131,12 @@ class MessageReply(_Reply):
     thumb: int | None
     asks_thumb: bool
     has_second: bool
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def quick_replies(self) -> list[str]:
+        """What an answer lets the customer choose from."""
+        return quick_replies(self.text) if self.role == "assistant" and self.status == "complete" else []
 
 
 class DecisionRequest(Request):

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from backends.mini.shop import load_shop
 from server.errors import NotFound, error_object
+from server.quick_replies import quick_replies
 from server.routes.pages import pages_router
 from server.routes.widget import widget_router
 from server.settings import Settings, SiteSettings
@@ -93,7 +94,14 @@ class Desk:
         ]
         completion_id = f"chatcmpl-{next(self.ids)}"
         return self.store(
-            "assistant", text, citations=cited, status=status, finish_reason=finish_reason, completion_id=completion_id, thumb=None
+            "assistant",
+            text,
+            citations=cited,
+            status=status,
+            finish_reason=finish_reason,
+            completion_id=completion_id,
+            thumb=None,
+            quick_replies=quick_replies(text),
         )
 
 

@@ -28,3 +28,16 @@ def test_a_button_decides_once_and_by_keyboard_too(page: Page, desk: Desk, part:
     expect(page.locator(".answer").last).to_contain_text("Done.")
     expect(card).to_have_count(0)
     assert desk.decided == [("call_1", {"decision": decision})]
+
+
+def test_a_question_back_is_answered_with_one_press(page: Page, desk: Desk) -> None:
+    desk.scene = Scene(text="Do you mean the price, or <i>the time</i> it takes?")
+    finished(page, "shipping?")
+    replies = page.get_by_role("list", name="Quick replies").get_by_role("button")
+    expect(replies).to_have_text(["The price", "<i>the time</i> it takes"])
+    page.reload()
+    desk.scene = Scene()
+    replies.last.click()
+    expect(page.locator(".question").last).to_contain_text("<i>the time</i> it takes")
+    expect(page.locator(".answer").last).to_contain_text("30 days")
+    expect(replies).to_have_count(0)

@@ -73,8 +73,8 @@ class Chat {
       this.#list.replaceChildren();
       this.#hear(answered.messages.map((message) => this.#draw(message)).at(-1));
     }
-    this.#confirm.show(answered.confirm);
     const last = answered.messages.at(-1);
+    this.#confirm.show(answered.confirm ?? last);
     const asked = answered.messages.findLast(({ role }) => role === "user")?.text;
     if (asked === this.#composer.text.trim()) this.#composer.fill("");
     const isCut = last?.role === "user" || last?.status === "interrupted";
@@ -179,7 +179,7 @@ class Chat {
     if (event.name === "state") answer.wait(event, () => this.#answerNow());
     if (event.name === "delta") answer.grow(event.text);
     if (event.name === "restart") answer.restart();
-    if (event.name === "confirm") this.#confirm.show(event);
+    if (event.name === "confirm" || event.message?.quick_replies?.length) this.#confirm.show(event.message ?? event);
     if (event.name === "held") answer.node.remove();
     if (event.name === "done") this.#hear(answer.finish(event.message, this.#desk));
     return event.message;

@@ -1,4 +1,4 @@
-// What the bot does only with the customer's yes: the values that it will be done with, and two buttons.
+// What the bot asks back: a yes to what it wants to do, with the values that it will be done with; or which of several things is meant.
 
 import { clone, part } from "../helpers/dom.js";
 
@@ -7,15 +7,24 @@ export class Confirm {
   #onDecide;
   #card = null;
 
-  // `onDecide(words, { decides: call_id, decision })` is called with what the pressed button says.
+  // `onDecide(words, { decides: call_id, decision })` is called with what the pressed button says; words alone are a message.
   constructor(list, onDecide) {
     [this.#list, this.#onDecide] = [list, onDecide];
   }
 
-  // Shows what waits for a yes, in the place of anything that did before; nothing for nothing.
+  // Shows what waits for a yes, or a message's quick replies, in the place of anything that did before; nothing for nothing.
   show(asked) {
     this.close();
-    if (!asked) return;
+    if (asked?.call_id) this.#ask(asked);
+    else if (asked?.quick_replies?.length) this.#offer(asked.quick_replies);
+  }
+
+  close() {
+    this.#card?.remove();
+    this.#card = null;
+  }
+
+  #ask(asked) {
     this.#card = clone("confirm");
     for (const [name, value] of asked.arguments) {
       const row = clone("confirm-value");
@@ -30,8 +39,14 @@ export class Confirm {
     this.#list.append(this.#card);
   }
 
-  close() {
-    this.#card?.remove();
-    this.#card = null;
+  #offer(replies) {
+    this.#card = clone("replies");
+    for (const text of replies) {
+      const node = clone("suggestion");
+      part(node, "button").textContent = text;
+      part(node, "button").addEventListener("click", () => this.#onDecide(text));
+      this.#card.append(node);
+    }
+    this.#list.append(this.#card);
   }
 }
