@@ -18,6 +18,7 @@ class Inbox {
   #unsent = null;
   #typedAt = 0;
   #canned = [];
+  #moving = null;
 
   start() {
     byId("reply").addEventListener("submit", (event) => this.#try(this.#reply(event)));
@@ -133,7 +134,11 @@ class Inbox {
     return node;
   }
 
-  async #move(wish) {
+  #move(wish) {
+    return (this.#moving = this.#moved(wish));
+  }
+
+  async #moved(wish) {
     const id = this.#story.id;
     try {
       await send(`${API}/inbox/${id}/move`, wish);
@@ -149,9 +154,10 @@ class Inbox {
     if (agent) this.#try(this.#move({ action: "assign", agent, instead_of: this.#story.agent }));
   }
 
-  // A text that may have arrived keeps its id when it is sent again.
+  // What is written right after taking a conversation waits until it is taken. A text that may have arrived keeps its id when it is sent again.
   async #reply(event) {
     event.preventDefault();
+    await this.#moving?.catch(() => {});
     const said = { kind: event.submitter?.value || "agent", text: this.#text.value.trim() };
     if (!said.text || (said.kind === "agent" && byId("reply").querySelector("[value=agent]").disabled)) return;
     const isSame = this.#unsent?.text === said.text && this.#unsent.kind === said.kind;
