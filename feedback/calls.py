@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from feedback.database import Database
 from feedback.tables import tool_call
@@ -58,6 +58,12 @@ class Calls:
             return Call(**connection.execute(select(*_COLUMNS).where(tool_call.c.id == call_id)).mappings().one())
 
         return await self._database.write(work)
+
+    async def counts(self, since_ms: int) -> dict[tuple[str, CallStatus], int]:
+        """How many calls of each tool ended how, of those made since."""
+        made = select(tool_call.c.name, tool_call.c.status, func.count()).where(tool_call.c.created_at_ms >= since_ms)
+        rows = made.group_by(tool_call.c.name, tool_call.c.status)
+        return await self._database.read(lambda connection: {(name, status): num for name, status, num in connection.execute(rows)})
 
     async def finish(self, call: Call) -> None:
         """Keep what came of a call that was taken."""

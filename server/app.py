@@ -80,6 +80,7 @@ from server.routes.pages import pages_router
 from server.routes.policy import policy_router
 from server.routes.review import review_router
 from server.routes.rounds import rounds_router
+from server.routes.tools import tools_router
 from server.routes.widget import widget_router
 from server.settings import EngineSettings, Settings, UpstreamSettings
 
@@ -129,8 +130,7 @@ def create_app(
     desk.knowledge = knowledge = DeskKnowledge(articles, shops, settings.desk.pinned_tokens, terms)
     knowledge.embedder, desk.tools = embedder, _make_tools(settings, database, welcome.visitors)
     notifier, inbox, gaps, limits = Notifier(settings.desk), Inbox(database), Gaps(database), DeskLimits(settings.desk)
-    handoffs = Handoffs(desk, inbox, settings.desk, notifier.waiting)
-    audit = Audit(database, settings.data_dir / "audit.head")
+    handoffs, audit = Handoffs(desk, inbox, settings.desk, notifier.waiting), Audit(database, settings.data_dir / "audit.head")
     console, retention = Console(Accounts(database), audit), _make_retention(settings, database, audit)
     signals, lookback = _make_signals(database, desk, handoffs, welcome.visitors, settings.desk.compare_share)
     second, lookback.model = SecondLook(database, partial(ask_at_rest, chat), settings.desk.rephrase_judge), embedder
@@ -160,6 +160,7 @@ def create_app(
         insights_router(console, Insights(database)),
         review_router(console, Reviews(database)),
         rounds_router(console, Rounds(database), settings.data_dir),
+        tools_router(console, desk.tools),
         console_router(console, Conversations(database), settings),
     ):
         asgi.include_router(router)

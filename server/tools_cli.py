@@ -1,7 +1,6 @@
 """`kefu tools`: is the tools file right, and what may the bot call with it."""
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 
 from server.desk.mcp_tools import McpServer
-from server.desk.tools_file import DEMO_TOOLS, BadTools, Terms, ToolsFile, load_tools
+from server.desk.tools_file import DEMO_TOOLS, BadTools, Listed, ToolsFile, listed, load_tools
 from server.settings import load_settings
 
 CONNECT_S = 30
@@ -25,14 +24,14 @@ def check(file: File = None) -> None:
     """Read a tools file as the server does, ask its MCP servers for their tools, and say what is wrong."""
     path, tools = _load(file)
     asyncio.run(_ask(tools))
-    out.print(f"{path.name} is right: {len(list(_lines(tools)))} tools.")
+    out.print(f"{path.name} is right: {len(list(listed(tools)))} tools.")
 
 
 @tools_cli.command("list")
 def list_tools(file: File = None) -> None:
     """List what the bot may call and where, what asks the customer first, and what only known customers have."""
-    for line in _lines(_load(file)[1]):
-        out.print(line, soft_wrap=True)
+    for tool in listed(_load(file)[1]):
+        out.print(_line(tool), soft_wrap=True)
 
 
 def _load(file: Path | None) -> tuple[Path, ToolsFile]:
@@ -40,16 +39,9 @@ def _load(file: Path | None) -> tuple[Path, ToolsFile]:
     return path, load_tools(path)
 
 
-def _lines(tools: ToolsFile) -> Iterator[str]:
-    for name, http in tools.tools.items():
-        yield _line(name, f"{http.method} {http.url}", http, is_read_only=http.is_read_only)
-    for server in tools.mcp.values():
-        for name, terms in server.tools.items():
-            yield _line(name, server.url or " ".join(server.command), terms, is_read_only=bool(terms.read_only))
-
-
-def _line(name: str, where: str, terms: Terms, *, is_read_only: bool) -> str:
-    return f"{name}  {where}  {'at once' if is_read_only else 'asks first'}{', known customers' if terms.needs_customer else ''}"
+def _line(tool: Listed) -> str:
+    known = ", known customers" if tool.needs_customer else ""
+    return f"{tool.name}  {tool.where}  {'at once' if tool.is_read_only else 'asks first'}{known}"
 
 
 async def _ask(tools: ToolsFile) -> None:

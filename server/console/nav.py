@@ -21,6 +21,7 @@ NAV = (
     NavItem("/console/conversations", "console_conversations", "agent"),
     NavItem("/console/knowledge", "console_knowledge", "editor"),
     NavItem("/console/policy", "console_policy", "editor"),
+    NavItem("/console/tools", "console_tools", "editor"),
     NavItem("/console/insights", "console_insights", "editor"),
     NavItem("/console/review", "console_review", "editor"),
     NavItem("/console/rounds", "console_rounds", "editor"),

@@ -63,6 +63,7 @@ class DeskTools:
         mounts: Mapping[str, httpx.AsyncBaseTransport],
     ) -> None:
         """`customer_of` tells a visitor's site and verified customer id, empty ones for a stranger; `mounts`: hosts in this process."""
+        self.file = file
         self.calls = calls
         self._customer_of = customer_of
         self._client = make_client(mounts)

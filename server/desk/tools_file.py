@@ -4,7 +4,8 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import quote, urlsplit
@@ -91,6 +92,27 @@ class ToolsFile(_Part):
     hosts: list[Host] = Field(default_factory=list)
     tools: dict[ToolName, HttpTerms] = Field(default_factory=dict)
     mcp: dict[ToolName, McpTerms] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One tool as people see it: where it is called, whether that only reads, and whether the customer must be known."""
+
+    name: str
+    where: str
+    description: Said | None
+    is_read_only: bool
+    needs_customer: bool
+
+
+def listed(file: ToolsFile) -> Iterator[Listed]:
+    """Every tool that the file declares, those of MCP servers included, whether the server is up or not."""
+    for name, http in file.tools.items():
+        yield Listed(name, f"{http.method} {http.url}", http.description, http.is_read_only, http.needs_customer)
+    for server in file.mcp.values():
+        for name, terms in server.tools.items():
+            where = server.url or " ".join(server.command)
+            yield Listed(name, where, terms.description, bool(terms.read_only), terms.needs_customer)
 
 
 def load_tools(path: Path) -> ToolsFile:

@@ -28,7 +28,17 @@ PASSWORD = "correct horse battery"
 SIZES = ({"width": 1280, "height": 800}, {"width": 390, "height": 844})
 RUN = """() => axe.run({ runOnly: ["wcag2a", "wcag2aa"], resultTypes: ["violations"] })
   .then(({ violations }) => violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html.slice(0, 150)}`)))"""
-TEAM = ("inbox", "conversations", "knowledge?ask=how+long", "insights", "insights?by=adapter", "rounds", "rounds/round-1", "review")
+TEAM = (
+    "inbox",
+    "conversations",
+    "knowledge?ask=how+long",
+    "tools",
+    "insights",
+    "insights?by=adapter",
+    "rounds",
+    "rounds/round-1",
+    "review",
+)
 
 
 async def fill(database: Database, data_dir: Path) -> None:
