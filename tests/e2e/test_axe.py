@@ -109,7 +109,7 @@ def test_no_page_breaks_a_rule(browser: Browser, server: Kefu) -> None:
     page.fill("#name", "Ann")
     page.fill("#password", PASSWORD)
     page.keyboard.press("Enter")
-    expect(page.locator(".row")).to_have_count(2, timeout=20_000)
+    expect(page.locator(".row")).to_have_count(2)
     for path in TEAM:
         reply = page.goto(f"{server.url}/console/{path}")
         assert reply and reply.ok

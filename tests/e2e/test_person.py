@@ -35,14 +35,6 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture(autouse=True)
-def patient() -> Iterator[None]:
-    """Two pages, a server, an engine and a browser share the machine."""
-    expect.set_options(timeout=20_000)
-    yield
-    expect.set_options(timeout=5_000)
-
-
 def sign_in(page: Page) -> None:
     page.fill("#name", "Ann")
     page.fill("#password", PASSWORD)

@@ -7,12 +7,12 @@ from playwright.sync_api import Frame, Page, expect
 
 from tests.e2e.house import kefu
 from tests.e2e.test_chat_page import rows
-from tests.e2e.test_person import data_dir, patient, sign_in  # noqa: F401
+from tests.e2e.test_person import data_dir, sign_in  # noqa: F401
 from tests.web.browser import PHONE, chromium, visit
 from tests.web.host_page import Host, Place, chat_of, finished, host_app, opened, shopping
 from tests.web.scripted_desk import Desk, serving
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("patient")]
+pytestmark = pytest.mark.e2e
 
 ASKED = {
     "en": ("How long do I have to return something?", "I mean, until when may I send it back?", "Where is my order K12345?"),

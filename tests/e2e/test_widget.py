@@ -36,7 +36,7 @@ def test_a_visit_is_kept_whole_and_a_customer_is_known(tmp_path: Path, model_pat
                 said = frame.locator(".answer .text").inner_text()
                 page.goto(shop, wait_until="commit")
                 frame = chat_of(page)
-                expect(frame.locator(".answer .text")).to_have_text(said, use_inner_text=True, timeout=20_000)
+                expect(frame.locator(".answer .text")).to_have_text(said, use_inner_text=True)
                 frame.wait_for_timeout(1_500)  # a vote needs time to be meant
                 frame.locator("[data-part=again]").click()
                 expect(frame.locator(".answer .actions")).to_be_visible(timeout=20_000)

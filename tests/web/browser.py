@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+# Pages, a server, an engine and a browser share the machine with other tests: nothing here is a measurement.
+PATIENCE_MS = 20_000
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -25,6 +27,7 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         pytest.skip("no Chromium on this machine: install Debian's chromium, or set CHROMIUM to its path")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
@@ -56,7 +59,7 @@ class Watch:
 def visit(browser: Browser, url: str, *others: str, expect_quiet: bool = True, **options: object) -> Iterator[Page]:
     """A fresh visitor's page; afterwards nothing may have gone wrong behind its back. Only it and `others` may be asked for anything."""
     context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 800}, **options})  # type: ignore[arg-type]
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_MS)
     watch = Watch(context, url, *others)
     page = context.new_page()
     page.goto(url)

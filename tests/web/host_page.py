@@ -93,14 +93,18 @@ def chat_of(page: Page) -> Frame:
 
 
 def opened(page: Page) -> Frame:
+    """The chat once it is drawn and has the focus: what is typed while the focus still moves goes nowhere."""
     page.locator("kefu-chat button").click()
     frame = chat_of(page)
     frame.wait_for_selector(".chip")
+    page.wait_for_function("document.querySelector('kefu-chat').shadowRoot.activeElement?.localName === 'iframe'")
+    frame.wait_for_function("!matchMedia('(pointer: fine)').matches || document.activeElement.id === 'input'")
     return frame
 
 
 def finished(frame: Frame, text: str = "Can I return it?") -> None:
     frame.fill("#input", text)
+    expect(frame.locator("#input")).to_have_value(text)
     frame.press("#input", "Enter")
     expect(frame.locator(".question").last).to_contain_text(text)
     expect(frame.locator(".answer").last.locator(".actions")).to_be_visible(timeout=30_000)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.web.browser import FLAGS, PHONE, Watch, chromium_path
+from tests.web.browser import FLAGS, PATIENCE_MS, PHONE, Watch, chromium_path
 from tests.web.host_page import OPEN_ROOTS, Place, chat_of, finished, opened, shopping
 from tests.web.scripted_desk import SLOW
 
@@ -31,7 +31,7 @@ def leave_and_come_back(page: Page, place: Place) -> None:
     for path in ("", "next"):
         page.goto(f"{page.url}{path}", wait_until="commit")
         frame = chat_of(page)
-        expect(frame.locator(".answer .text")).to_contain_text("30 days", timeout=20_000)
+        expect(frame.locator(".answer .text")).to_contain_text("30 days")
         expect(page.locator("kefu-chat #panel")).to_be_visible()
         assert page.evaluate("document.activeElement === document.body")
     finished(frame, "And opened ones?")
@@ -51,7 +51,7 @@ def test_on_another_sites_page_too_where_the_browser_partitions_storage(browser:
     preferences.parent.mkdir()
     preferences.write_text('{"profile": {"cookie_controls_mode": 0, "block_third_party_cookies": false}}')
     with browser.browser_type.launch_persistent_context(tmp_path, executable_path=path, args=FLAGS, locale="en-US") as context:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_MS)
         watch = Watch(context, place.shop, place.kefu)
         context.add_init_script(OPEN_ROOTS)
         page = context.new_page()
