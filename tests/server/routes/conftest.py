@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from feedback import credentials
 from feedback.database import Database
 from feedback.inbox import Inbox
 from feedback.record import Record, now_ms
@@ -27,6 +28,13 @@ from tests.server.desk.test_customers import SITES
 from tests.server.fakes import ScriptedChat
 
 Sse = list[tuple[str, dict[str, object]]]
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords are hashed as always, in a thousandth of the time."""
+    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
+    monkeypatch.setattr(credentials, "NOBODYS_HASH", credentials.NOBODYS_HASH.replace("16384", "16"))
 
 
 @pytest.fixture

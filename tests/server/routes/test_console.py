@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy import select
 
-from feedback import credentials
 from feedback.accounts import Accounts, Role
 from feedback.audit import Audit
 from feedback.conversations import Conversations
@@ -38,12 +37,6 @@ pytestmark = pytest.mark.anyio
 PASSWORD = "correct horse battery"
 HTML = {"accept": "text/html"}
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
-    monkeypatch.setattr(credentials, "NOBODYS_HASH", credentials.NOBODYS_HASH.replace("16384", "16"))
 
 
 @pytest.fixture

@@ -31,12 +31,11 @@ from server.settings import Settings
 from tests.server.conftest import calling
 from tests.server.desk.conftest import SHOPS
 from tests.server.fakes import ScriptedChat
-from tests.server.routes.test_console import HTML, cheap, console_routes, sign_in
+from tests.server.routes.test_console import HTML, console_routes, sign_in
 from tests.server.routes.test_console import test_each_role_may_do_what_the_tag_of_the_route_says as each_role_may_do_what_the_tag_says
 from tests.server.routes.test_console import test_what_another_site_can_send_changes_nothing as what_another_site_can_send_changes_nothing
 
 pytestmark = pytest.mark.anyio
-__all__ = ["cheap"]
 HOSTILE = "<img src=x onerror=alert(1)>\"'</textarea><script>alert(1)</script>"
 
 

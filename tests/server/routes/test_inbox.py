@@ -11,7 +11,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.conversations import Conversations
@@ -27,12 +26,6 @@ from tests.server.fakes import ScriptedChat
 
 pytestmark = pytest.mark.anyio
 PASSWORD = "correct horse battery"
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
-    monkeypatch.setattr(credentials, "NOBODYS_HASH", credentials.NOBODYS_HASH.replace("16384", "16"))
 
 
 @pytest.fixture

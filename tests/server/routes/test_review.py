@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.database import Database
@@ -21,11 +20,6 @@ from tests.server.routes.test_console import HTML, PASSWORD, csrf, make_app, sig
 
 pytestmark = pytest.mark.anyio
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.database import Database
 from feedback.evaluation import Change, Compared, Metrics, forget_changes, ranking, write_changes
@@ -24,11 +23,6 @@ VALID = Compared(120, (0.6, 0.51, 0.68), (0.7, 0.61, 0.77), (0.1, 0.02, 0.18), 1
 OTHER = Compared(50, (0.9, 0.79, 0.96), (0.84, 0.71, 0.92), (-0.06, -0.14, 0.02), 1.3, (400, 400))
 SWAPPED = Change("How long may I return it?", "45 days [1].", "30 days [1].", "45 days [1].", is_better=True)
 SPOILT = Change("Do you ship to Iceland?", "Yes, in 9 days [2].", "Yes, in 9 days [2].", "", is_better=False)
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
 
 
 @pytest.fixture

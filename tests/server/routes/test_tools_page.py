@@ -6,7 +6,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import credentials
 from feedback.accounts import Accounts
 from feedback.audit import Audit
 from feedback.calls import Call, Calls
@@ -23,8 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def http(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    monkeypatch.setitem(credentials.SCRYPT, "n", 16)
+async def http(tmp_path: Path, database: Database) -> AsyncIterator[httpx.AsyncClient]:
     app = make_app(tmp_path, database)
     tools = DeskTools(load_tools(DEMO_TOOLS), Calls(database), lambda _: ("", ""), {})
     app.include_router(tools_router(Console(Accounts(database), Audit(database, tmp_path / "audit.head")), tools))
