@@ -85,7 +85,7 @@ def shopping(browser: Browser, place: Place, url: str = "", **options: object) -
 
 
 def chat_of(page: Page) -> Frame:
-    page.wait_for_function("document.querySelector('kefu-chat').shadowRoot.querySelector('iframe')")
+    page.locator("kefu-chat iframe").wait_for(state="attached")
     handle = page.locator("kefu-chat iframe").element_handle()
     frame = handle.content_frame() if handle else None
     assert frame
@@ -97,8 +97,9 @@ def opened(page: Page) -> Frame:
     page.locator("kefu-chat button").click()
     frame = chat_of(page)
     frame.wait_for_selector(".chip")
-    page.wait_for_function("document.querySelector('kefu-chat').shadowRoot.activeElement?.localName === 'iframe'")
-    frame.wait_for_function("!matchMedia('(pointer: fine)').matches || document.activeElement.id === 'input'")
+    expect(page.locator("kefu-chat iframe")).to_be_focused()
+    if frame.evaluate("matchMedia('(pointer: fine)').matches"):
+        expect(frame.locator("#input")).to_be_focused()
     return frame
 
 
