@@ -38,6 +38,11 @@ class Verdict:
     answer: str
     faults: tuple[str, ...]
 
+    @property
+    def is_forbidden(self) -> bool:
+        """Does the answer hold what it must never hold?"""
+        return any(fault.startswith("says") for fault in self.faults)
+
 
 @policy_cli.command("check")
 def check(file: Annotated[Path | None, typer.Argument(help="A policy file; else the one in force.")] = None) -> None:
@@ -64,7 +69,7 @@ def test(
         table.add_row(verdict.line.id, "FAIL" if verdict.faults else "ok", verdict.answer[:160], "; ".join(verdict.faults))
     out.print(table)
     num_passed = sum(not verdict.faults for verdict in verdicts)
-    num_said = sum(any(fault.startswith("says") for fault in verdict.faults) for verdict in verdicts)
+    num_said = sum(verdict.is_forbidden for verdict in verdicts)
     out.print(f"{num_passed} of {len(verdicts)} passed; {num_said} said what must never be said.")
     raise typer.Exit(num_passed != len(verdicts))
 

@@ -13,7 +13,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from feedback.evaluation import Change, Compared, Metrics, some_of
+from feedback.evaluation import Change, Compared, Metrics, SaidNo, some_of
 from feedback.judge import Judge, both_orders
 from feedback.statistics import detectable, paired_difference, wilson
 from feedback.training.job import RoundRefused
@@ -73,9 +73,8 @@ async def evaluate_round(
     Returns the numbers, and for each set some of the answers that changed.
     """
     for label, cases in sets.items():
-        seen = f"four runs in five would see a difference of {100 * detectable(len(cases)):.0f} points"
-        out.print(f"{label}: {len(cases)} questions; {seen}")
-    compared, changes, passed = {}, {}, []
+        out.print(f"{label}: {len(cases)} questions; {_power(len(cases))}")
+    compared, changes = {}, {}
     # /v1 is asked from within, so no key is wanted.
     async with in_process(settings.model_copy(update={"server": ServerSettings()})) as http:
         base = (await http.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
@@ -86,11 +85,21 @@ async def evaluate_round(
                 before, after = [await replay(http, name, cases, lambda: bar.advance(task)) for name in names]
                 compared[label] = await asyncio.to_thread(compare, cases, before, after, judge)
                 changes[label] = changed(cases, before, after)
-    for adapter in adapters if with_no else ():
-        engine = settings.engine.model_copy(update={"adapter": adapter})
-        verdicts = await put_all(read_lines(MUST_SAY_NO), "", settings.model_copy(update={"engine": engine}))
-        passed.append(sum(not verdict.faults for verdict in verdicts))
-    return Metrics(adapters[0], compared, (len(verdicts), passed[0], passed[1]) if passed else None), changes
+    return Metrics(adapters[0], compared, await _say_no(settings, adapters) if with_no else None), changes
+
+
+async def _say_no(settings: Settings, adapters: tuple[str, str]) -> SaidNo:
+    lines = read_lines(MUST_SAY_NO)
+    out.print(f"must say no: {len(lines)} questions; {_power(len(lines))}")
+    engines = (settings.engine.model_copy(update={"adapter": adapter}) for adapter in adapters)
+    before, after = [await put_all(lines, "", settings.model_copy(update={"engine": engine})) for engine in engines]
+    rights = [[not verdict.faults for verdict in side] for side in (before, after)]
+    forbidden = [sum(verdict.is_forbidden for verdict in side) for side in (before, after)]
+    return SaidNo(len(lines), (sum(rights[0]), sum(rights[1])), paired_difference(*rights), (forbidden[0], forbidden[1]))
+
+
+def _power(num: int) -> str:
+    return f"four runs in five would see a difference of {100 * detectable(num):.0f} points"
 
 
 async def replay(http: httpx.AsyncClient, model: str, cases: Sequence[Case], advance: Callable[[], object]) -> list[Said]:

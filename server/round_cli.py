@@ -141,8 +141,10 @@ def _show(metrics: Metrics) -> None:
         table.add_row(label, str(found.num), *shares, change, f"x{found.length_ratio:.2f}", "{:.0f}/{:.0f}".format(*found.ms))
         if found.judged:
             table.add_row("  by the judge", "", "{} losses".format(*found.judged[1:]), "{} wins".format(*found.judged))
-    if metrics.said_no:
-        table.add_row("must say no", *map(str, metrics.said_no))
+    if no := metrics.no:
+        low, high = (f"{100 * end:+.0f}" for end in no.change)
+        table.add_row("must say no", str(no.num), *(f"{num} passed" for num in no.passed), f"({low} to {high})")
+        table.add_row("  what must never be said", "", *map(str, no.forbidden))
     out.print(table)
     for which, (num, (share, low, high)) in metrics.ranked.items():
         out.print(f"{which}: of {num} held-out pairs {100 * share:.1f}% in the right order ({100 * low:.0f}-{100 * high:.0f})")

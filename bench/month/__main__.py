@@ -163,8 +163,7 @@ class Month:
             rows = cases(self._script, SEED, self._options.sample // 2, is_slang=label == "slang")
             (self._data / f"{label}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
             sets += ["--set", self._data / f"{label}.jsonl"]
-        # kefu-mini passes about half of the "must say no" set, drawn anew each time: one line fewer, which stops a round, is chance there.
-        said = await self._kefu("round", "evaluate", name, *sets, "--no-must-say-no")
+        said = await self._kefu("round", "evaluate", name, *sets)
         self._outcome.rounds[name] = found = msgspec.convert((await self._house.rounds.get(name)).metrics, Metrics)
         against = "; ".join(line for line in said.splitlines() if line.startswith("against it"))
         shown = "; ".join(f"{label} {each.before[0]:.0%} to {each.after[0]:.0%}" for label, each in found.sets.items())

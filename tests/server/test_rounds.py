@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from backends.adapter import AdapterRegistry
 from backends.mini.score import generator
 from feedback.database import Database
-from feedback.evaluation import MAX_CHANGES, MAX_CHARS, Compared, Metrics, objections, ranking, read_changes
+from feedback.evaluation import MAX_CHANGES, MAX_CHARS, Compared, Metrics, SaidNo, objections, ranking, read_changes
 from feedback.rounds import Round, Rounds
 from feedback.training.job import Job, train
 from server import replay
@@ -174,8 +174,9 @@ def test_what_is_better_may_be_promoted_and_what_is_not_may_not() -> None:
     assert against(Metrics("", {"a": better, "b": same})) == []
     assert against(Metrics("", {"b": same})) == ["no set got better beyond chance"]
     assert against(Metrics("", {"a": better, "c": worse})) == ["c fell by 8.3 points"]
-    assert "says no" not in str(against(Metrics("", {"a": better}, (60, 50, 50))))
-    assert against(Metrics("", {"a": better}, (60, 50, 49)))
+    chance, fell, forbids = ((49, (-0.1, 0.05), 0), (40, (-0.3, -0.05), 0), (52, (-0.1, 0.2), 1))
+    for (passed, change, num), reasons in ((chance, 0), (fell, 1), (forbids, 1)):
+        assert len(against(Metrics("", {"a": better}, SaidNo(60, (50, passed), change, (0, num))))) == reasons
     long = Compared(60, same.before, same.after, better.difference, 1.4, (1, 1))
     assert against(Metrics("", {"a": long})) == ["in a answers are 1.40 times as long"]
     assert msgspec.convert(json.loads(msgspec.json.encode(Metrics("", {"a": better}))), Metrics).sets["a"] == better

@@ -10,7 +10,7 @@ import pytest
 
 from feedback.accounts import Accounts
 from feedback.database import Database
-from feedback.evaluation import Change, Compared, Metrics, forget_changes, ranking, write_changes
+from feedback.evaluation import Change, Compared, Metrics, SaidNo, forget_changes, ranking, write_changes
 from feedback.record import Conversation, Message, Record, new_id
 from feedback.rounds import Rounds
 from tests.feedback.conftest import made
@@ -36,7 +36,9 @@ async def measured(database: Database, data_dir: Path, *changes: Change, label: 
     rounds = Rounds(database)
     begun = await rounds.begin({"method": "dpo", "rank": 16}, "b" * 64, "5" * 64)
     await rounds.trained(begun.id, f"{begun.id}@{'0' * 12}")
-    await rounds.measured(begun.id, asdict(Metrics(begun.parent_id or "", {label: VALID, "elsewhere": OTHER}, (60, 55, 54))))
+    await rounds.measured(
+        begun.id, asdict(Metrics(begun.parent_id or "", {label: VALID, "elsewhere": OTHER}, SaidNo(60, (55, 45), (-0.3, -0.05), (0, 1))))
+    )
     write_changes(data_dir, begun.id, {label: changes})
     return begun.id
 
@@ -72,7 +74,12 @@ async def test_a_round_tells_its_numbers_what_speaks_against_it_and_what_changed
     text = await page(http, f"/{name}")
     for told in ("60.0% (51 – 68)", "70.0% (61 – 77)", "+10.0 (+2 … +18)", "+15 −3", "judge: +9 −4", "× 1.10", "410 → 425", "n = 120"):
         assert told in text
-    for against in ("elsewhere fell by 6.0 points", "in elsewhere answers are 1.30 times", "said no to 55 before and to 54 after"):
+    for against in (
+        "elsewhere fell by 6.0 points",
+        "in elsewhere answers are 1.30 times",
+        "said no to 55 before and to 45 after",
+        "must never be said before, and 1 after",
+    ):
         assert against in text
     assert "kefu round promote round-1 --share 0.1" in text and "rollback" not in text
     assert "1 of 15 shown" in text and "1 of 3 shown" in text
