@@ -95,7 +95,7 @@ async def _say_no(settings: Settings, adapters: tuple[str, str]) -> SaidNo:
     before, after = [await put_all(lines, "", settings.model_copy(update={"engine": engine})) for engine in engines]
     rights = [[not verdict.faults for verdict in side] for side in (before, after)]
     forbidden = [sum(verdict.is_forbidden for verdict in side) for side in (before, after)]
-    return SaidNo(len(lines), (sum(rights[0]), sum(rights[1])), paired_difference(*rights), (forbidden[0], forbidden[1]))
+    return SaidNo(len(lines), (sum(rights[0]), sum(rights[1])), paired_difference(rights[0], rights[1]), (forbidden[0], forbidden[1]))
 
 
 def _power(num: int) -> str:

@@ -142,8 +142,8 @@ def _show(metrics: Metrics) -> None:
         if found.judged:
             table.add_row("  by the judge", "", "{} losses".format(*found.judged[1:]), "{} wins".format(*found.judged))
     if no := metrics.no:
-        low, high = (f"{100 * end:+.0f}" for end in no.change)
-        table.add_row("must say no", str(no.num), *(f"{num} passed" for num in no.passed), f"({low} to {high})")
+        change = "({:+.0f} to {:+.0f})".format(*(100 * end for end in no.change))
+        table.add_row("must say no", str(no.num), *(f"{num} passed" for num in no.passed), change)
         table.add_row("  what must never be said", "", *map(str, no.forbidden))
     out.print(table)
     for which, (num, (share, low, high)) in metrics.ranked.items():
