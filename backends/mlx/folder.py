@@ -9,6 +9,8 @@ from backends.protocol import ModelLoadError
 
 INDEX = "model.safetensors.index.json"
 CODE_KEYS = ("auto_map", "model_file")
+# A model is numbers and text: whoever put a program beside them wants it run.
+PROGRAMS = (".py", ".pyc", ".so", ".dylib", ".dll", ".pkl", ".pickle")
 HASHED = ("config.json", "tokenizer.json", "*.safetensors")
 
 
@@ -58,6 +60,9 @@ class ModelFolder:
             for key in CODE_KEYS:
                 if document.get(key):
                     raise ModelLoadError(f"{self.path} wants to run Python code of its own ({key} in {name}), and kefu runs none")
+        for path in sorted(self.path.rglob("*")):
+            if path.suffix in PROGRAMS:
+                raise ModelLoadError(f"{path} is a program, which no model needs; remove it if you know where it comes from")
 
     def _refuse_links(self) -> None:
         home = self.path.resolve()

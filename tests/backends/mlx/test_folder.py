@@ -95,6 +95,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "model code": (lambda f: _edit(f, "config.json", model_file="model.py"), "code of its own"),
     "auto_map": (lambda f: _edit(f, "config.json", auto_map={"AutoModel": "modeling.Model"}), "auto_map in config.json"),
     "tokenizer code": (lambda f: _edit(f, "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]}), "auto_map in tokenizer"),
+    "a program": (lambda f: (f / "modeling_qwen.py").write_text("print()"), "modeling_qwen.py is a program"),
+    "a pickle deep inside": (lambda f: [(f / "extra").mkdir(), (f / "extra" / "a.pkl").write_bytes(b"")], "a.pkl is a program"),
     "a link out": (_link, "leaves the model's folder"),
     "pickles": (_as_bin, "no safetensors weights but pytorch_model.bin"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no safetensors weights;"),
