@@ -11,7 +11,6 @@ from feedback.database import Database
 from feedback.record import Conversation, Message, NotFound, Record, Unshown
 from feedback.tables import citation, completion, conversation, message, signal
 
-SNIPPET_CHARS = 160
 MADE = (
     *("model", "adapter", "engine", "engine_version", "quantization", "template_sha256", "policy_version", "knowledge_version"),
     *("reasoning", "num_cached_tokens", "num_reasoning_tokens", "forced_close", "ttft_ms", "first_answer_ms", "total_ms", "seed"),
