@@ -69,6 +69,8 @@ def weigh(signals: Sequence[Signal]) -> list[Weighed]:
     counted = [each for each in signals if judged[each.id][0] > 0 and each.actor != "agent"]
     for signal_id, reason in _quarantined([each for each in counted if not each.is_released]).items():
         judged[signal_id] = 0.0, f"quarantine: {reason}"
+    # Pressing, saying it again and correcting are one judgement of an answer, and count for no more than a thumb that says why.
+    _cap(counted, judged, "answer", lambda each: (each.visitor_id, each.completion_id or each.id, each.value > 0), TOLD_WHY)
     _cap(counted, judged, "visitor_day", lambda each: (each.visitor_id, each.created_at_ms // DAY_MS), MAX_VISITOR_DAY)
     _cap(counted, judged, "network_day", lambda each: (_net(each), each.created_at_ms // DAY_MS), MAX_NETWORK_DAY)
     _cap_share(counted, judged)
