@@ -174,8 +174,10 @@ def test_the_files_have_the_shapes_that_trainers_read(tmp_path: Path) -> None:
     files, manifest = exported(talks, tmp_path)
     (dpo, *_), (kto, *_), (rm, *_) = (lines(files, f"trl/{kind}") for kind in ("dpo", "kto", "rm"))
     assert [turn["role"] for turn in dpo["prompt"]] == ["system", "user"]  # type: ignore[attr-defined]
-    assert dpo["chosen"][0]["role"] == "assistant" and set(dpo) == {"prompt", "chosen", "rejected"}  # type: ignore[index]
+    assert dpo["chosen"][0]["role"] == "assistant" and set(dpo) == {"prompt", "chosen", "rejected", "weight"}  # type: ignore[index]
     assert isinstance(kto["label"], bool) and isinstance(rm["margin"], float)
+    assert all(0 < row["weight"] <= 3 for kind in ("dpo", "kto", "sft", "grpo") for row in lines(files, f"trl/{kind}"))  # type: ignore[operator]
+    assert manifest["intents"]["dpo"] == {"num": 1, "rows": {"refund.1": 12}, "fullest_share": 1.0}  # type: ignore[index]
     grpo = lines(files, "trl/grpo")[0]
     assert (grpo["required_doc_ids"], grpo["expected_language"], grpo["must_not_contain"]) == (["refund.1"], "zh", ["guarantee"])
     assert all(isinstance(line[key], str) for line in lines(files, "mlx_lm_lora/dpo") for key in ("prompt", "chosen", "rejected", "system"))
