@@ -17,6 +17,7 @@ from feedback.review import NUM_RATERS, Verdict, read_verdicts, regenerated
 from feedback.signals import weighed
 from feedback.similar import Groups, near_duplicates, normalised
 from feedback.tables import completion, pair, signal, tool_call
+from feedback.weighing import MAX_VISITOR_DAY, TOLD_WHY
 
 VALID_SHARE = 0.1
 MAX_COPIES = 3
@@ -26,9 +27,8 @@ KINDS = ("dpo", "kto", "sft", "grpo")
 LENGTH_RATIO = (0.8, 1.25)
 # Of fewer pairs the mean says nothing, and they train nothing.
 MIN_BALANCED = 20
-# A row counts as one however little it weighs, so the caps must have left it half of what they leave a row: whoever presses on everything
-# has less. Where all customers share a network, all have little.
-MIN_SHARE = 0.5
+# A row counts as one however little it weighs. Whoever judges three answers a day is left so much of each; who presses on more has less.
+MIN_SHARE = MAX_VISITOR_DAY / (MAX_ROWS_A_DAY * TOLD_WHY) - 1e-6
 Step = Callable[[str], None]
 
 
@@ -135,6 +135,7 @@ def select_examples(snapshot: Snapshot, rules: Rules, step: Step = lambda name: 
     kept = sorted((_reviewed(row, snapshot.verdicts.get(row.id, [])) for row in snapshot.rows), key=lambda row: row.id)
     step("redacting")
     kept = _drop(selection, [(row, row.problem) for row in kept])
+    # Where all customers share a network, all have little.
     least = MIN_SHARE * median([row.share for row in kept if row.evidence] or [1.0])
     kept = _drop(selection, [(row, "little weight" if row.share < least else None) for row in kept])
     kept = _drop(selection, [_redacted(row, redactor, rules) for row, redactor in _redactors(kept, rules)])
@@ -155,7 +156,7 @@ def _drop(selection: Selection, judged: Iterable[tuple[Row, str | None]]) -> lis
 
 
 def _reviewed(row: Row, verdicts: Sequence[Verdict]) -> Row:
-    """People decide what a detector was not sure of, and may refuse anything."""
+    """People decide what a detector was not sure of, what they approve counts in full whoever pressed, and they may refuse anything."""
     if "bad" in verdicts:
         return replace(row, problem="review")
     if row.problem not in (None, "unsure") or verdicts.count("good") < NUM_RATERS:

@@ -16,7 +16,7 @@ from feedback.grams import terms
 from feedback.record import Message, newest_branch, read_messages
 from feedback.rewards import Action, action_of, language_of, numbers_in, numbers_supported, well_formed
 from feedback.tables import citation, completion, conversation, message, passage, retrieval, signal
-from feedback.weighing import STRENGTH, TOLD_WHY
+from feedback.weighing import STRENGTH, TOLD_WHY, strength_of
 
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
 Kind = Literal["dpo", "kto", "sft", "grpo"]
@@ -139,8 +139,10 @@ class Row:
 
     @property
     def share(self) -> float:
-        """How much of its strength the caps on whoever pressed have left; all signals on one answer say it together."""
-        return min(1.0, math.fsum(one.weight for one in self.evidence) / self.strength) if self.evidence else 1.0
+        """How much of what its signals say the caps on whoever pressed have left, 0 to 1."""
+        counted = [one for one in self.evidence if one.weight > 0]
+        said = min(TOLD_WHY, math.fsum(strength_of(one.kind, one.value, one.tags) for one in counted))
+        return min(1.0, math.fsum(one.weight for one in counted) / said) if said else float(not self.evidence)
 
     @property
     def is_sure(self) -> bool:

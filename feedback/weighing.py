@@ -84,8 +84,12 @@ def _strength(each: Signal, retracted: Set[str]) -> tuple[float, str | None]:
         return 0.0, each.reason or "no_weight"
     if each.prob is not None and each.prob < TRAINS and not each.is_released:
         return 0.0, "needs_review"
-    told_why = each.kind == "thumb" and each.value < 0 and each.tags
-    return each.weight * (TOLD_WHY if told_why else STRENGTH.get(each.kind, 0.0)), None
+    return each.weight * strength_of(each.kind, each.value, each.tags), None
+
+
+def strength_of(kind: str, value: float, tags: Sequence[str]) -> float:
+    """How much a signal says before any cap, 0 to 1."""
+    return TOLD_WHY if kind == "thumb" and value < 0 and tags else STRENGTH.get(kind, 0.0)
 
 
 def _net(each: Signal) -> str:

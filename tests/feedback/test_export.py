@@ -167,6 +167,17 @@ def test_reviewers_have_the_last_word() -> None:
     assert [pairs(), pairs("good"), pairs("good", "good"), pairs("good", "bad")] == [0, 0, 1, 0]
 
 
+def test_what_caps_left_little_of_counts_in_full_once_two_people_approve() -> None:
+    talks = a_shop(5)
+    talks[0].signals["cmpl_t01"] = [replace(one, weight=0.05) for one in talks[0].signals["cmpl_t01"]]
+    taken = snapshot(*talks)
+    (thin,) = [row for row in taken.rows if row.kind == "dpo" and row.case.visitor_id == "vis_0"]
+    alone = select_examples(taken, RULES)
+    assert alone.dropped == {"dpo: little weight": 1, "kto: little weight": 1} and thin.id not in {one.row.id for one in alone.examples}
+    seen = select_examples(Snapshot(taken.rows, {thin.id: ["good", "good"]}, {}), RULES)
+    assert {one.row.id: one.weight for one in seen.examples}[thin.id] == 0.8
+
+
 def test_the_files_have_the_shapes_that_trainers_read(tmp_path: Path) -> None:
     talks = a_shop(12)
     talks[0].asks("退款呢?")
