@@ -3,18 +3,21 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
+from statistics import fmean, median
 
 from sqlalchemy import Connection, select
 
-from feedback.pairs import Gates, Row, Turn, Weighed, make_rows, read_chats
+from feedback.conduct import HOSTILE, conduct
+from feedback.intents import intents, most_of_one
+from feedback.pairs import Chat, Gates, Row, Turn, Weighed, make_rows, read_chats
 from feedback.redact import Redactor, find
 from feedback.review import NUM_RATERS, Verdict, read_verdicts, regenerated
 from feedback.signals import weighed
 from feedback.similar import Groups, near_duplicates, normalised
-from feedback.tables import completion, pair
+from feedback.tables import completion, pair, signal, tool_call
+from feedback.weighing import MAX_VISITOR_DAY, TOLD_WHY
 
 VALID_SHARE = 0.1
 MAX_COPIES = 3
@@ -24,6 +27,8 @@ KINDS = ("dpo", "kto", "sft", "grpo")
 LENGTH_RATIO = (0.8, 1.25)
 # Of fewer pairs the mean says nothing, and they train nothing.
 MIN_BALANCED = 20
+# A row counts as one however little it weighs. Whoever judges three answers a day is left so much of each; who presses on more has less.
+MIN_SHARE = MAX_VISITOR_DAY / (MAX_ROWS_A_DAY * TOLD_WHY) - 1e-6
 Step = Callable[[str], None]
 
 
@@ -39,18 +44,18 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row that may leave. `copies` of it were found (at most 3 count); `split` is train or valid."""
+    """A row that may leave. `copies` of it were found (at most 3 count); `split` is train or valid; `intent` what its question is about."""
 
     row: Row
     copies: int = 1
     split: str = "train"
+    intent: str = ""
 
     @property
     def weight(self) -> float:
         """What a trainer that takes one number is told: the strength, or less where caps left less. Its parts are in the provenance."""
-        counts = max((one.weight for one in self.row.evidence), default=1.0)
         sure = min((one.prob for one in self.row.evidence), default=1.0)
-        return round(min(self.row.strength, counts) * sure * self.copies, 4)
+        return round(self.row.strength * self.row.share * sure * self.copies, 4)
 
 
 @dataclass(slots=True)
@@ -63,16 +68,25 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that an export is made from, as it was at one moment. `made` is how each answer was made, by completion."""
+    """All that an export is made from, as it was at one moment: how each answer was made, and the tool called for it, by completion."""
 
     rows: list[Row]
     verdicts: dict[str, list[Verdict]]
     made: dict[str, Mapping[str, object]]
+    tools: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connection], Iterable[Weighed]] = weighed) -> Snapshot:
     """The rows of every conversation whose visitor agreed, with answers that were made for them before."""
-    rows = [row for chat in read_chats(connection, weigh) for row in make_rows(chat, gates)]
+    ledger = list(weigh(connection))
+    held = {one.signal.completion_id for one in ledger if (one.reason or "").startswith("quarantine")} - {None}
+    chats = read_chats(connection, lambda _: ledger)
+    manners = _manners(connection, chats)
+    rows = [
+        row
+        for chat in chats
+        for row in _teaching(make_rows(chat, gates), manners[chat.id], not held.isdisjoint(each.completion_id for each in chat.said))
+    ]
     remade = regenerated(connection)
     waiting = {row.id for row in rows if row.problem == "needs_regeneration"} & set(remade)
     rows = [replace(row, answer=remade[row.id], origin="regenerated", problem="unsure") if row.id in waiting else row for row in rows]
@@ -80,7 +94,31 @@ def read_snapshot(connection: Connection, gates: Gates, weigh: Callable[[Connect
     made: dict[str, Mapping[str, object]] = {
         row["id"]: dict(row) for row in connection.execute(select(completion)).mappings() if row["id"] in wanted
     }
-    return Snapshot(rows, _on_these(connection, rows), made)
+    called = select(completion.c.id, tool_call.c.name).join(tool_call, tool_call.c.message_id == completion.c.message_id)
+    tools = {row.id: row.name for row in connection.execute(called.order_by(tool_call.c.created_at_ms, tool_call.c.id))}
+    return Snapshot(rows, _on_these(connection, rows), made, tools)
+
+
+def _manners(connection: Connection, chats: Sequence[Chat]) -> dict[str, str | None]:
+    """How the customer behaved in each conversation, in comments on votes too; who was hostile once is an `abuser` in all the others."""
+    said = {chat.id: [each.text for each in chat.said if each.role == "user"] for chat in chats}
+    for conversation_id, comment in connection.execute(select(signal.c.conversation_id, signal.c.comment)):
+        if comment and conversation_id in said:
+            said[conversation_id].append(comment)
+    found = {chat.id: conduct(said[chat.id]) for chat in chats}
+    hostile = {chat.visitor_id for chat in chats if found[chat.id] in HOSTILE}
+    return {chat.id: "abuser" if chat.visitor_id in hostile and found[chat.id] not in HOSTILE else found[chat.id] for chat in chats}
+
+
+def _teaching(rows: Iterable[Row], manner: str | None, is_held: bool) -> Iterator[Row]:
+    """A conversation's rows, with a problem where they may teach nothing: a vote is in quarantine, or the customer is hostile.
+
+    Who swears at a wrong answer is right about it all the same; what such people praise is left out.
+    """
+    for row in rows:
+        is_praise = row.label is not False and row.answer is not None and row.origin in ("natural", "pairwise")
+        reason = "quarantine" if is_held else manner if manner in HOSTILE or is_praise else None
+        yield replace(row, problem=reason) if reason else row
 
 
 def _on_these(connection: Connection, rows: Sequence[Row]) -> dict[str, list[Verdict]]:
@@ -97,11 +135,15 @@ def select_examples(snapshot: Snapshot, rules: Rules, step: Step = lambda name: 
     kept = sorted((_reviewed(row, snapshot.verdicts.get(row.id, [])) for row in snapshot.rows), key=lambda row: row.id)
     step("redacting")
     kept = _drop(selection, [(row, row.problem) for row in kept])
+    # Where all customers share a network, all have little.
+    least = MIN_SHARE * median([row.share for row in kept if row.evidence] or [1.0])
+    kept = _drop(selection, [(row, "little weight" if row.share < least else None) for row in kept])
     kept = _drop(selection, [_redacted(row, redactor, rules) for row, redactor in _redactors(kept, rules)])
     step("looking for doubles")
     examples = _distinct(selection, kept)
     step("capping and splitting")
     examples = _capped(selection, examples)
+    examples = _spread(selection, examples, snapshot.tools)
     examples = _balanced(selection, examples)
     selection.examples = _split(examples, rules.salt)
     return selection
@@ -114,10 +156,10 @@ def _drop(selection: Selection, judged: Iterable[tuple[Row, str | None]]) -> lis
 
 
 def _reviewed(row: Row, verdicts: Sequence[Verdict]) -> Row:
-    """People decide what a detector was not sure of, and may refuse anything."""
+    """People decide what a detector was not sure of, what they approve counts in full whoever pressed, and they may refuse anything."""
     if "bad" in verdicts:
         return replace(row, problem="review")
-    if row.problem != "unsure" or verdicts.count("good") < NUM_RATERS:
+    if row.problem not in (None, "unsure") or verdicts.count("good") < NUM_RATERS:
         return row
     certain = tuple(replace(one, prob=1.0, weight=max(one.weight, row.strength)) for one in row.evidence)
     return replace(row, problem=None, evidence=certain)
@@ -179,6 +221,21 @@ def _capped(selection: Selection, examples: Sequence[Example]) -> list[Example]:
         totals[kind, visitor] += 1
         kept.append(one)
     return kept
+
+
+def _spread(selection: Selection, examples: Sequence[Example], tools: Mapping[str, str]) -> list[Example]:
+    """No three intents make nearly all of a kind: of one that holds too much the heaviest rows stay, and of equals a digest decides."""
+    named = [replace(one, intent=name) for one, name in zip(examples, intents([one.row for one in examples], tools), strict=True)]
+    sizes = {kind: Counter(one.intent for one in named if one.row.kind == kind) for kind in KINDS}
+    most = {kind: most_of_one(counts.values()) for kind, counts in sizes.items()}
+    held, left = Counter[tuple[str, str]](), set[str]()
+    for one in sorted(named, key=lambda one: (-one.weight, one.row.id)):
+        held[one.row.kind, one.intent] += 1
+        if held[one.row.kind, one.intent] > most[one.row.kind]:
+            selection.dropped[f"{one.row.kind}: intent cap"] += 1
+        else:
+            left.add(one.row.id)
+    return [one for one in named if one.row.id in left]
 
 
 def _balanced(selection: Selection, examples: Sequence[Example]) -> list[Example]:

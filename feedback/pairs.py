@@ -4,6 +4,7 @@ A row's prompt is what was on the screen up to that question, and nothing later:
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,14 @@ from feedback.grams import terms
 from feedback.record import Message, newest_branch, read_messages
 from feedback.rewards import Action, action_of, language_of, numbers_in, numbers_supported, well_formed
 from feedback.tables import citation, completion, conversation, message, passage, retrieval, signal
+from feedback.weighing import STRENGTH, TOLD_WHY, strength_of
 
 Origin = Literal["natural", "regenerated", "agent", "pairwise"]
 Kind = Literal["dpo", "kto", "sft", "grpo"]
 
 RESTATED = frozenset({"rephrase", "correction", "edit"})
 ACCEPTING = frozenset({"thumb", "gratitude"})
+REFUSING = frozenset({"agent_correction", "correction", "thumb", "rephrase", "regenerate", "edit", "stop"})
 # A detector's guess trains without a person's look only when it is this sure.
 SURE = 0.9
 NEEDS_REVIEW = "needs_review"
@@ -133,6 +136,13 @@ class Row:
         made_by = self.answer_id if self.kind != "dpo" or self.origin == "pairwise" else ""
         made = "\0".join((self.kind, self.case.question_id, self.rejected_id or "", made_by or ""))
         return f"{self.kind}_{hashlib.sha256(made.encode()).hexdigest()[:20]}"
+
+    @property
+    def share(self) -> float:
+        """How much of what its signals say the caps on whoever pressed have left, 0 to 1."""
+        counted = [one for one in self.evidence if one.weight > 0]
+        said = min(TOLD_WHY, math.fsum(strength_of(one.kind, one.value, one.tags) for one in counted))
+        return min(1.0, math.fsum(one.weight for one in counted) / said) if said else float(not self.evidence)
 
     @property
     def is_sure(self) -> bool:
@@ -303,15 +313,14 @@ def is_about(answer: str, case: Case) -> bool:
 
 def _from_answer(chat: Chat, answer: Message, case: Case, gates: Gates) -> Iterator[Row]:
     signals = chat.signals.get(str(answer.completion_id), ())
-    against = tuple(one for one in signals if one.kind in STRENGTHS and one.value < 0)
+    against = tuple(one for one in signals if one.kind in REFUSING and one.value < 0)
     accepting = tuple(one for one in signals if one.kind in ACCEPTING and one.value > 0)
     if answer.status == "interrupted" or (against and accepting):
         return
     problems = gates.problems(answer.text, case)
     if accepting:
-        made = Row(
-            "kto", case, answer.text, answer.completion_id, label=True, strength=max(one.weight for one in accepting), evidence=accepting
-        )
+        most = max(STRENGTH[one.kind] for one in accepting)
+        made = Row("kto", case, answer.text, answer.completion_id, label=True, strength=most, evidence=accepting)
         made = replace(made, problem=f"gate:{problems[0]}" if problems else None if made.is_sure else "unsure")
         yield from (made, replace(made, kind="grpo", label=None))
     if against:
@@ -329,21 +338,16 @@ def _from_choices(chat: Chat, answer: Message, case: Case, gates: Gates) -> Iter
             both = [(answer.text, answer.completion_id), (chat.offered[one.other_id], one.other_id)]
             (chosen, chosen_id), (rejected, rejected_id) = both if one.value > 0 else both[::-1]
             wrong = [f"gate:{each}" for each in gates.problems(chosen, case)] + ["no_taste" for _ in gates.problems(rejected, case)[:1]]
-            made = Row("dpo", case, chosen, chosen_id, "pairwise", rejected, rejected_id, strength=PREFERRED, evidence=(one,))
+            made = Row("dpo", case, chosen, chosen_id, "pairwise", rejected, rejected_id, strength=STRENGTH["pairwise"], evidence=(one,))
             yield replace(made, problem=wrong[0] if wrong else None)
 
 
-# What one kind alone says; a thumb that says why, or two kinds that agree, say as much as a correction.
-STRENGTHS = {"agent_correction": 1.0, "correction": 0.8, "thumb": 0.6, "rephrase": 0.5, "regenerate": 0.3, "edit": 0.3, "stop": 0.2}
-PREFERRED = 0.8  # a choice between two answers that are both right
-
-
 def strength(against: Sequence[Evidence]) -> float:
-    """How surely the answer was bad, 0 to 1."""
+    """How surely the answer was bad, 0 to 1: a thumb that says why, or two kinds that agree, say as much as a correction."""
     kinds = {one.kind for one in against}
     is_tagged = any(one.tags for one in against if one.kind == "thumb")
-    agree = 0.8 if is_tagged or kinds >= {"thumb", "rephrase"} else 0.0
-    return max([agree, *(STRENGTHS[kind] for kind in kinds)])
+    agree = TOLD_WHY if is_tagged or kinds >= {"thumb", "rephrase"} else 0.0
+    return max([agree, *(STRENGTH[kind] for kind in kinds)])
 
 
 def _pair(chat: Chat, rejected: Message, row: Row, gates: Gates) -> Row:
@@ -382,4 +386,4 @@ def _is_accepted(chat: Chat, answer: Message) -> bool:
         return answer.gold
     signals = chat.signals.get(str(answer.completion_id), ())
     liked = any(one.kind in ACCEPTING and one.value > 0 for one in signals)
-    return liked and not any(one.kind in STRENGTHS and one.value < 0 for one in signals)
+    return liked and not any(one.kind in REFUSING and one.value < 0 for one in signals)

@@ -69,6 +69,8 @@ def weigh(signals: Sequence[Signal]) -> list[Weighed]:
     counted = [each for each in signals if judged[each.id][0] > 0 and each.actor != "agent"]
     for signal_id, reason in _quarantined([each for each in counted if not each.is_released]).items():
         judged[signal_id] = 0.0, f"quarantine: {reason}"
+    # Pressing, saying it again and correcting are one judgement of an answer, and count for no more than a thumb that says why.
+    _cap(counted, judged, "answer", lambda each: (each.visitor_id, each.completion_id or each.id, each.value > 0), TOLD_WHY)
     _cap(counted, judged, "visitor_day", lambda each: (each.visitor_id, each.created_at_ms // DAY_MS), MAX_VISITOR_DAY)
     _cap(counted, judged, "network_day", lambda each: (_net(each), each.created_at_ms // DAY_MS), MAX_NETWORK_DAY)
     _cap_share(counted, judged)
@@ -82,8 +84,12 @@ def _strength(each: Signal, retracted: Set[str]) -> tuple[float, str | None]:
         return 0.0, each.reason or "no_weight"
     if each.prob is not None and each.prob < TRAINS and not each.is_released:
         return 0.0, "needs_review"
-    told_why = each.kind == "thumb" and each.value < 0 and each.tags
-    return each.weight * (TOLD_WHY if told_why else STRENGTH.get(each.kind, 0.0)), None
+    return each.weight * strength_of(each.kind, each.value, each.tags), None
+
+
+def strength_of(kind: str, value: float, tags: Sequence[str]) -> float:
+    """How much a signal says before any cap, 0 to 1."""
+    return TOLD_WHY if kind == "thumb" and value < 0 and tags else STRENGTH.get(kind, 0.0)
 
 
 def _net(each: Signal) -> str:

@@ -12,11 +12,13 @@ from typing import Protocol
 
 from feedback import redact
 from feedback.export import KINDS, Example, Rules, Selection
+from feedback.intents import NUM_FULLEST
 from feedback.pairs import Case, Row, Turn
 from feedback.rewards import action_of, language_of
 
 Json = Mapping[str, object]
 PROVENANCE = "provenance.jsonl"
+NUM_SHOWN = 10  # intents that the manifest names
 # Fewer than these teach a model nothing that can be told from chance.
 NEEDED = {"dpo": (200, "verified pairs"), "kto": (300, "judged answers"), "grpo": (100, "questions with a known answer")}
 NEEDED_OF_EACH_LABEL = 100
@@ -96,14 +98,14 @@ def _files(examples: Sequence[Example], made: Mapping[str, Json], shop: Shop, dr
     by_kind = {kind: [one for one in examples if one.row.kind == kind] for kind in KINDS}
     factory: dict[str, Json] = {}
     for kind, mine in by_kind.items():
-        yield from _split_lines(f"trl/{kind}", mine, lambda one: _trl(one.row, shop))
+        yield from _split_lines(f"trl/{kind}", mine, lambda one: _trl(one, shop))
         if kind != "grpo" and mine:
             yield f"llamafactory/{kind}.json", _array(_factory(one.row, shop) for one in mine if one.split == "train")
             factory[f"kefu_{kind}"] = {"file_name": f"{kind}.json", **FACTORY[kind]}
     yield from _split_lines("trl/rm", by_kind["dpo"], lambda one: _reward_model(one, shop))
     if shop.rendering:
         for kind in ("dpo", "kto"):
-            yield from _split_lines(f"trl_rendered/{kind}", _renderable(by_kind[kind], shop, dropped), lambda one: _rendered(one.row, shop))
+            yield from _split_lines(f"trl_rendered/{kind}", _renderable(by_kind[kind], shop, dropped), lambda one: _rendered(one, shop))
     flat = [one for one in by_kind["dpo"] + by_kind["grpo"] if len(one.row.case.turns) == 1]
     dropped["mlx_lm_lora: more than one turn"] += len(by_kind["dpo"] + by_kind["grpo"]) - len(flat)
     for mode, kind in (("dpo", "dpo"), ("orpo", "dpo"), ("grpo", "grpo")):
@@ -142,15 +144,15 @@ def _said(text: str | None) -> list[Json]:
     return [{"role": "assistant", "content": text or ""}]
 
 
-def _trl(row: Row, shop: Shop) -> Json:
-    prompt = _messages(turns_of(row.case, shop))
+def _trl(one: Example, shop: Shop) -> Json:
+    row, prompt, counts = one.row, _messages(turns_of(one.row.case, shop)), {"weight": one.weight}
     if row.kind == "sft":
-        return {"messages": [*prompt, *_said(row.answer)]}
+        return {"messages": [*prompt, *_said(row.answer)], **counts}
     if row.kind == "kto":
-        return {"prompt": prompt, "completion": _said(row.answer), "label": bool(row.label)}
+        return {"prompt": prompt, "completion": _said(row.answer), "label": bool(row.label), **counts}
     if row.kind == "dpo":
-        return {"prompt": prompt, "chosen": _said(row.answer), "rejected": _said(row.rejected)}
-    return {"prompt": prompt, **facts(row, shop)}
+        return {"prompt": prompt, "chosen": _said(row.answer), "rejected": _said(row.rejected), **counts}
+    return {"prompt": prompt, **facts(row, shop), **counts}
 
 
 def facts(row: Row, shop: Shop) -> Json:
@@ -181,7 +183,7 @@ def _renderable(examples: Sequence[Example], shop: Shop, dropped: Counter[str]) 
     kept = []
     for one in examples:
         texts = [*(turn.content for turn in one.row.case.turns), one.row.answer or "", one.row.rejected or ""]
-        rendered = {} if any(special in text for special in shop.rendering.specials for text in texts) else _rendered(one.row, shop)
+        rendered = {} if any(special in text for special in shop.rendering.specials for text in texts) else _rendered(one, shop)
         if rendered and all(_is_prefix(rendered, name, shop.rendering) for name in ("chosen", "rejected", "completion")):
             kept.append(one)
     dropped["trl_rendered: no token prefix"] += len(examples) - len(kept)
@@ -193,12 +195,12 @@ def _is_prefix(rendered: Json, name: str, rendering: Rendering) -> bool:
     return name not in rendered or list(rendering.tokens(f"{rendered['prompt']}{rendered[name]}"))[: len(prompt)] == prompt
 
 
-def _rendered(row: Row, shop: Shop) -> Json:
+def _rendered(one: Example, shop: Shop) -> Json:
     assert shop.rendering is not None
-    prompt, end = shop.rendering.prompt(turns_of(row.case, shop)), shop.rendering.end
+    row, prompt, end = one.row, shop.rendering.prompt(turns_of(one.row.case, shop)), shop.rendering.end
     if row.kind == "kto":
-        return {"prompt": prompt, "completion": f"{row.answer}{end}", "label": bool(row.label)}
-    return {"prompt": prompt, "chosen": f"{row.answer}{end}", "rejected": f"{row.rejected}{end}"}
+        return {"prompt": prompt, "completion": f"{row.answer}{end}", "label": bool(row.label), "weight": one.weight}
+    return {"prompt": prompt, "chosen": f"{row.answer}{end}", "rejected": f"{row.rejected}{end}", "weight": one.weight}
 
 
 FACTORY: Mapping[str, Json] = {
@@ -271,6 +273,7 @@ def _provenance(one: Example, made: Mapping[str, Json]) -> Json:
         "conversation": conversation_hash(row.case.conversation_id),
         "origin": row.origin,
         "strength": row.strength,
+        "intent": one.intent,
         "copies": one.copies,
         "weight": one.weight,
         "signals": [asdict(each) for each in row.evidence],
@@ -297,6 +300,7 @@ def _manifest(selection: Selection, rules: Rules) -> dict[str, object]:
         "counts": dict(sorted(counts.items())),
         "languages": dict(sorted(Counter(f"{one.row.kind} {one.row.case.language}" for one in rows).items())),
         "origins": dict(sorted(Counter(f"{one.row.kind} {one.row.origin}" for one in rows).items())),
+        "intents": {kind: fullest for kind in KINDS if (fullest := _intents([one for one in rows if one.row.kind == kind]))},
         "kto_labels": {"true": good, "false": bad, "desirable_weight": round(bad / good, 3) if good > bad > 0 else 1.0},
         "dropped": dict(sorted((reason, count) for reason, count in selection.dropped.items() if count)),
         "not_enough": not_enough(rows),
@@ -305,6 +309,13 @@ def _manifest(selection: Selection, rules: Rules) -> dict[str, object]:
         "thinking": "none: every answer is trained without a thought, and the rendered prompt holds an empty one",
         "commands": {kind: lines for kind, lines in COMMANDS.items() if any(one.row.kind == kind for one in rows)},
     }
+
+
+def _intents(rows: Sequence[Example]) -> Json:
+    """How many things these rows are about, the rows of the fullest, and the share that the three fullest make."""
+    fullest = sorted(Counter(one.intent for one in rows).items(), key=lambda found: (-found[1], found[0]))
+    share = sum(num for _, num in fullest[:NUM_FULLEST]) / max(1, len(rows))
+    return {"num": len(fullest), "rows": dict(fullest[:NUM_SHOWN]), "fullest_share": round(share, 3)} if rows else {}
 
 
 def not_enough(examples: Sequence[Example]) -> list[str]:

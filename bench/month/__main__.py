@@ -132,15 +132,13 @@ class Month:
         return said[True] > 0, f"{judged}; {len(honest)} of {len(held)} signals let out of quarantine"
 
     async def export(self) -> Held:
-        """`kefu export`; what there is of trainers' loaders must read every file, and nobody hostile be among its pairs."""
+        """`kefu export`; what there is of trainers' loaders must read every file, and nobody hostile have a row in it."""
         self._export = Path((await self._kefu("export")).rpartition("written to ")[2].strip())
         ill = {conversation_hash(name) for name, kind in self._kinds.items() if kind == "hostile"}
         rows = [row for row in _lines(self._export / PROVENANCE) if row["conversation"] in ill]
-        num_pairs = sum(str(row["row_id"]).startswith("dpo") for row in rows)
         counts = json.loads((self._export / "manifest.json").read_text(encoding="utf-8"))["counts"]
         told = ", ".join(f"{num} {kind}" for kind, num in counts.items())
-        told = f"{told}; of hostile conversations {len(rows)} rows, {num_pairs} of them pairs"
-        return not num_pairs, f"{told}; {await asyncio.to_thread(self._load)}"
+        return not rows, f"{told}; {len(rows)} rows of hostile conversations; {await asyncio.to_thread(self._load)}"
 
     def _load(self) -> str:
         load = import_module("datasets").load_dataset

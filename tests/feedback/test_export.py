@@ -167,6 +167,17 @@ def test_reviewers_have_the_last_word() -> None:
     assert [pairs(), pairs("good"), pairs("good", "good"), pairs("good", "bad")] == [0, 0, 1, 0]
 
 
+def test_what_caps_left_little_of_counts_in_full_once_two_people_approve() -> None:
+    talks = a_shop(5)
+    talks[0].signals["cmpl_t01"] = [replace(one, weight=0.05) for one in talks[0].signals["cmpl_t01"]]
+    taken = snapshot(*talks)
+    (thin,) = [row for row in taken.rows if row.kind == "dpo" and row.case.visitor_id == "vis_0"]
+    alone = select_examples(taken, RULES)
+    assert alone.dropped == {"dpo: little weight": 1, "kto: little weight": 1} and thin.id not in {one.row.id for one in alone.examples}
+    seen = select_examples(Snapshot(taken.rows, {thin.id: ["good", "good"]}, {}), RULES)
+    assert {one.row.id: one.weight for one in seen.examples}[thin.id] == 0.8
+
+
 def test_the_files_have_the_shapes_that_trainers_read(tmp_path: Path) -> None:
     talks = a_shop(12)
     talks[0].asks("退款呢?")
@@ -174,8 +185,10 @@ def test_the_files_have_the_shapes_that_trainers_read(tmp_path: Path) -> None:
     files, manifest = exported(talks, tmp_path)
     (dpo, *_), (kto, *_), (rm, *_) = (lines(files, f"trl/{kind}") for kind in ("dpo", "kto", "rm"))
     assert [turn["role"] for turn in dpo["prompt"]] == ["system", "user"]  # type: ignore[attr-defined]
-    assert dpo["chosen"][0]["role"] == "assistant" and set(dpo) == {"prompt", "chosen", "rejected"}  # type: ignore[index]
+    assert dpo["chosen"][0]["role"] == "assistant" and set(dpo) == {"prompt", "chosen", "rejected", "weight"}  # type: ignore[index]
     assert isinstance(kto["label"], bool) and isinstance(rm["margin"], float)
+    assert all(0 < row["weight"] <= 3 for kind in ("dpo", "kto", "sft", "grpo") for row in lines(files, f"trl/{kind}"))  # type: ignore[operator]
+    assert manifest["intents"]["dpo"] == {"num": 1, "rows": {"refund.1": 12}, "fullest_share": 1.0}  # type: ignore[index]
     grpo = lines(files, "trl/grpo")[0]
     assert (grpo["required_doc_ids"], grpo["expected_language"], grpo["must_not_contain"]) == (["refund.1"], "zh", ["guarantee"])
     assert all(isinstance(line[key], str) for line in lines(files, "mlx_lm_lora/dpo") for key in ("prompt", "chosen", "rejected", "system"))

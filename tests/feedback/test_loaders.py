@@ -48,7 +48,7 @@ def test_trl(folder: Path, kind: str, tmp_path: Path) -> None:
     row = loaded["train"][0]
     assert trl.is_conversational(row)
     if kind in ("dpo", "kto"):
-        said = trl.maybe_apply_chat_template({key: row[key] for key in row if key != "label"}, tokenizer())
+        said = trl.maybe_apply_chat_template({key: row[key] for key in row if key not in ("label", "weight")}, tokenizer())
         assert all(isinstance(text, str) and text for text in said.values())
     if kind == "dpo":
         unpaired = trl.maybe_unpair_preference_dataset(loaded["train"])

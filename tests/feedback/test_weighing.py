@@ -1,6 +1,7 @@
 """What signals count for: caps, quarantine, release. A pure function, so its invariants are properties."""
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedback.weighing import DAY_MS, MAX_NETWORK_DAY, MAX_VISITOR_DAY, Signal, Weighed, weigh
+from feedback.weighing import DAY_MS, MAX_NETWORK_DAY, MAX_VISITOR_DAY, TOLD_WHY, Signal, Weighed, weigh
 
 WORDS = (
     "refund",
@@ -117,6 +118,14 @@ def test_what_is_retracted_refused_or_unsure_counts_for_nothing_and_says_why() -
 def test_a_thumb_down_that_says_why_weighs_more() -> None:
     plain, told = weigh([vote(1, value=-1.0), vote(2, value=-1.0, tags=("wrong",))])
     assert plain.weight < told.weight
+
+
+def test_all_that_one_visitor_has_against_an_answer_is_said_once() -> None:
+    kinds = ("thumb", "rephrase", "correction")
+    about = [vote(n, visitor_id="one", completion_id="cmpl", kind=kind, value=-1.0) for n, kind in enumerate(kinds)]
+    assert math.isclose(sum(each.weight for each in weigh(about)), TOLD_WHY)
+    others = [replace(each, visitor_id=f"vis_{n}", network=f"net_{n}") for n, each in enumerate(about)]
+    assert sum(each.weight for each in weigh(others)) > 2 * TOLD_WHY
 
 
 def test_a_planted_phrase_is_quarantined_named_and_released_by_a_reviewer() -> None:
