@@ -221,8 +221,8 @@ def _spells(text: str, secret: str, known: str) -> bool:
     return False
 
 
-# Words; one character; and what a table or a line is drawn with.
-_LOOP = re.compile(r"([^\W_].{1,79}?|\s{4})\1{5}|([^\s\-=_*.|:])\2{15}|([\-=_*.|:])\3{119}", re.DOTALL)
+# Words; signs with something behind them; one character, spaced or not; and what a table or a line is drawn with.
+_LOOP = re.compile(r"([^\W_].{1,79}?|\s{4})\1{5}|([^\w\s\-=*.|:].{1,79}?)\2{7}|([^\s\-=_*.|:])(?: ?\3){15}|([\-=_*.|:])\4{119}", re.DOTALL)
 
 
 def check_loop(answer: str) -> list[Violation]:

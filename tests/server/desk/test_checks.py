@@ -215,7 +215,15 @@ def test_nothing_but_a_star_is_special_in_a_phrase(phrase: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["You get your refund within " + " " * 40, "refund " * 6, "退款到账" * 6, "It is here. " * 7, "At 18" + "," * 30],
+    [
+        "You get your refund within " + " " * 40,
+        "refund " * 6,
+        "退款到账" * 6,
+        "It is here. " * 7,
+        "At 18" + "," * 30,
+        "We charge" + " $" * 40,
+        "“, " * 12,
+    ],
 )
 def test_a_loop_is_no_answer(text: str) -> None:
     assert [one.kind for one in check_loop(text)] == ["loop"]
@@ -223,7 +231,15 @@ def test_a_loop_is_no_answer(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Ha ha ha ha.", "A | B\n------------------|---\n1 | 2", "好的好的好的", "Wait........................", "No, no, no."],
+    [
+        "Ha ha ha ha.",
+        "A | B\n------------------|---\n1 | 2",
+        "好的好的好的",
+        "Wait........................",
+        "No, no, no.",
+        "$ $ $",
+        "(a) (b) (c)",
+    ],
 )
 def test_what_only_repeats_a_little_is_none(text: str) -> None:
     assert not check_loop(text)
