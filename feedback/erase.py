@@ -12,18 +12,17 @@ from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, func, or_, select
 
-from feedback.audit import Audit
+from feedback.audit import Audit, exported_to
 from feedback.database import Database
 from feedback.evaluation import forget_changes
 from feedback.record import NotFound, now_ms
 from feedback.rounds import Rounds
-from feedback.tables import audit, conversation, metadata, visitor
+from feedback.tables import conversation, metadata, visitor
 from feedback.training.job import TrainingFailed
 from feedback.training.rows import snapshot_sha256
 from feedback.writers import PROVENANCE, conversation_hash
 
 EXPORT_FOLDER = "export"
-EXPORT_ACTIONS = ("export", "export_without_redaction")
 # One line an erasure: its time and the hash of the visitor's id. A backup that is put back must not bring an older copy of this file.
 TOMBSTONES = "erased.visitors"
 # One line an export that was deleted because it held an erased visitor's rows: what was trained on it must be trained anew.
@@ -80,8 +79,7 @@ class Eraser:
 
     async def exports_holding(self, visitor_id: str) -> list[Path]:
         """The folders of exports with rows of this visitor: those in the data folder and wherever else `kefu export` wrote."""
-        logged = select(audit.c.subject).where(audit.c.action.in_(EXPORT_ACTIONS)).distinct()
-        subjects = await self._database.read(lambda connection: list(connection.execute(logged).scalars()))
+        subjects = await self._database.read(exported_to)
         hashes = {conversation_hash(each) for each in await self.conversations(visitor_id)}
         folders = {path.resolve() for path in (self._data_dir / EXPORT_FOLDER, *map(Path, subjects))}
         exports = sorted(export for folder in folders if folder.is_dir() for export in folder.iterdir() if export.is_dir())

@@ -172,7 +172,7 @@ tool_call = Table(
     Index("tool_call_of_conversation", "conversation_id", "status"),
 )
 
-# Append-only: nothing updates or deletes a signal. A changed mind is a new row whose retracts_id names the old one.
+# Append-only: nothing but retention updates or deletes a signal. A changed mind is a new row whose retracts_id names the old one.
 signal = Table(
     "signal",
     metadata,
@@ -202,6 +202,7 @@ signal = Table(
     Column("idempotency_key", String(64), nullable=False),
     Column("retracts_id", ForeignKey("signal.id"), unique=True),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("redacted_at_ms", BigInteger),  # feedback/retention.py; of `handoff` and `review` too
     UniqueConstraint("visitor_id", "idempotency_key"),
     Index("signal_of_visitor", "visitor_id", "created_at_ms"),
 )
@@ -236,6 +237,7 @@ handoff = Table(
     Column("actor", String(100), nullable=False),  # visitor, system, or an agent's name
     Column("contact", JSON(none_as_null=True)),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("redacted_at_ms", BigInteger),
 )
 
 canned_answer = Table(
@@ -348,6 +350,7 @@ review = Table(
     Column("verdict", String(16), nullable=False),  # good | bad | unsure
     Column("reason", Words),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("redacted_at_ms", BigInteger),
     UniqueConstraint("pair_id", "rater"),
 )
 

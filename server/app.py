@@ -36,7 +36,7 @@ from feedback.knowledge import Knowledge
 from feedback.lookback import Lookback
 from feedback.offers import Offers
 from feedback.record import Record
-from feedback.retention import Retention
+from feedback.retention import Days, Retention
 from feedback.review import Reviews
 from feedback.rounds import Rounds
 from feedback.second_look import SecondLook
@@ -223,8 +223,7 @@ def _numbers(supervisor: Supervisor | UpstreamClient, embedder: Embedder | None)
 
 
 def _make_retention(settings: Settings, database: Database, audit: Audit) -> Retention:
-    eraser, days = Eraser(database, audit, settings.data_dir), settings.retention
-    return Retention(database, eraser, days.transcripts_days, days.training_days)
+    return Retention(database, Eraser(database, audit, settings.data_dir), audit, Days(**settings.retention.model_dump()))
 
 
 def _make_tools(settings: Settings, database: Database, visitors: Visitors) -> DeskTools | None:

@@ -189,6 +189,10 @@ class RetentionSettings(_Branch):
 
     transcripts_days: int = Field(30, ge=0, description="Days after its last message that a conversation is deleted; 0 means never.")
     training_days: int = Field(180, ge=0, description="The same for a conversation that the customer lets improve the answers.")
+    feedback_days: int = Field(
+        180, ge=0, description="Days after which comments and forms of a conversation that is kept longer are redacted; 0 means never."
+    )
+    audit_days: int = Field(365, ge=0, description="Days that a row of the audit log is kept; 0 means for ever.")
 
 
 class SiteSettings(_Branch):
