@@ -72,6 +72,6 @@ def _wait_until_ready(process: "subprocess.Popen[str]", said: list[str]) -> str:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/ready").status_code == 200
+        return httpx.get(f"{url}/health/ready", verify=False).status_code == 200
     except httpx.TransportError:
         return False

@@ -37,7 +37,7 @@ def postgres_url(postgres: str) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     url = "" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    database = Database.open(url, tmp_path / "data")
+    database = Database.open(url, tmp_path / "data" if url else request.getfixturevalue("data_folder"))
     yield database
     database.close()
 

@@ -6,6 +6,7 @@ As for prompt lookup every pass carries a guess, so that texts can be compared b
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 import pytest
 
@@ -20,6 +21,7 @@ from backends.speculation import Gain
 from bench.model import SHAPES, make_model
 from tests.backends.llamacpp.test_speculation import LIST, PROMPTS, _Backend, _run, _sequence, assert_same, closed_early, continued
 
+T = TypeVar("T")
 Make = Callable[..., LlamaBackend]
 SAMPLINGS = [{}, {"logit_bias": {}}, {"temperature": 0.7, "seed": 3}, {"temperature": 0.7, "top_p": 0.9, "seed": 4, "num_top_logprobs": 3}]
 
@@ -53,10 +55,22 @@ def plain(model_path: str) -> Iterator[LlamaBackend]:
     backend.close()
 
 
+@pytest.fixture(scope="module")
+def told() -> dict[object, object]:
+    """What plain decoding gave in each case: it is computed once and compared with every draft."""
+    return {}
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guess whether it pays or not."""
     monkeypatch.setattr(Gain, "pays", lambda self: True)
+
+
+def once(told: dict[object, object], case: object, work: Callable[[], T]) -> T:
+    if case not in told:
+        told[case] = work()
+    return cast(T, told[case])
 
 
 @pytest.fixture(params=["itself", "stranger", "itself and lookup", "stranger and lookup"])
@@ -67,10 +81,10 @@ def guessing(request: pytest.FixtureRequest, make: Make, model_path: str, strang
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_token_and_logprob_is_what_plain_decoding_gives(
-    sampling: dict[str, object], plain: LlamaBackend, guessing: LlamaBackend, model_path: str
+    sampling: dict[str, object], plain: LlamaBackend, guessing: LlamaBackend, model_path: str, told: dict[object, object]
 ) -> None:
     for i, text in enumerate(PROMPTS):
-        wanted = _run(plain, _sequence(i, text, plain, model_path, **sampling))
+        wanted = once(told, (i, str(sampling)), lambda i=i, text=text: _run(plain, _sequence(i, text, plain, model_path, **sampling)))
         assert_same(_run(guessing, _sequence(i, text, guessing, model_path, **sampling)), wanted)
     assert guessing.cache_stats().num_guessed > 0
 
@@ -78,15 +92,19 @@ def test_every_token_and_logprob_is_what_plain_decoding_gives(
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 13])
 def test_a_cut_by_length_leaves_kv_that_the_next_turn_can_build_on(
-    max_tokens: int, plain: LlamaBackend, guessing: LlamaBackend, model_path: str
+    max_tokens: int, plain: LlamaBackend, guessing: LlamaBackend, model_path: str, told: dict[object, object]
 ) -> None:
-    assert continued(plain, model_path, max_tokens) == continued(guessing, model_path, max_tokens)
+    wanted = once(told, ("cut", max_tokens), lambda: continued(plain, model_path, max_tokens))
+    assert wanted == continued(guessing, model_path, max_tokens)
 
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("budget", [3, 7, 11])
-def test_a_forced_close_in_the_middle_of_a_guess(budget: int, plain: LlamaBackend, guessing: LlamaBackend, model_path: str) -> None:
-    assert_same(closed_early(guessing, model_path, budget), closed_early(plain, model_path, budget))
+def test_a_forced_close_in_the_middle_of_a_guess(
+    budget: int, plain: LlamaBackend, guessing: LlamaBackend, model_path: str, told: dict[object, object]
+) -> None:
+    wanted = once(told, ("close", budget), lambda: closed_early(plain, model_path, budget))
+    assert_same(closed_early(guessing, model_path, budget), wanted)
 
 
 @pytest.mark.usefixtures("always")
