@@ -202,7 +202,7 @@ signal = Table(
     Column("idempotency_key", String(64), nullable=False),
     Column("retracts_id", ForeignKey("signal.id"), unique=True),
     Column("created_at_ms", BigInteger, nullable=False),
-    Column("redacted_at_ms", BigInteger),  # feedback/retention.py; of `handoff` and `review` too
+    Column("redacted_at_ms", BigInteger),  # when retention took names and numbers out of the comment
     UniqueConstraint("visitor_id", "idempotency_key"),
     Index("signal_of_visitor", "visitor_id", "created_at_ms"),
 )
