@@ -68,12 +68,13 @@ class Lookback:
     async def run(self) -> None:
         """Look at what a crash left out, then at each conversation that goes on, and hourly for silence; until cancelled.
 
-        `on_looked` is told of each that goes on, once its signals are written.
+        `on_looked` is told of each that goes on, once its signals are written, whichever look wrote them.
         """
         conversation_id: str | None = None
         while True:
             try:
-                if await self.sweep(conversation_id) and conversation_id:
+                await self.sweep(conversation_id)
+                if conversation_id:
                     self.on_looked(conversation_id)
             except RecordUnavailable as error:
                 log.warning("nothing was looked back at: %s", error)

@@ -14,6 +14,7 @@ from tests.server.fakes import ScriptedChat
 pytestmark = pytest.mark.anyio
 
 SAME = ("How long can I return tea?", "I mean how long do I have to return the tea", "no, how long can I return tea")
+PATIENCE_S = 60
 OTHER = ("How long can I return tea?", "Do you ship to Norway?", "When do you open on Sundays?")
 
 
@@ -33,7 +34,7 @@ async def test_only_who_asks_the_same_again_and_again_gets_a_person(database: Da
     for question in questions:
         assert await house.state() == "bot"
         await house.ask(question)
-        await looked.get()
+        await asyncio.wait_for(looked.get(), PATIENCE_S)
     while house.handoffs._tasks:
         await asyncio.gather(*house.handoffs._tasks)
     assert await house.reasons() == (["failure"] if questions is SAME else [])

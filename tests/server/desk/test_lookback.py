@@ -170,6 +170,18 @@ async def test_the_background_looks_at_what_a_crash_left_and_then_at_each_turn(
     await asyncio.gather(background, return_exceptions=True)
 
 
+async def test_who_goes_on_is_told_of_whichever_look_wrote_the_signals(customer: Customer, chat: ScriptedChat, lookback: Lookback) -> None:
+    await said(customer, chat, "How do I cancel my order?", "We sell tea.")
+    lookback.kept(customer.id)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    lookback.on_looked = told.put_nowait
+    assert await lookback.sweep() == 1, "the look at the start was quicker"
+    background = asyncio.create_task(lookback.run())
+    assert await asyncio.wait_for(told.get(), 60) == customer.id
+    background.cancel()
+    await asyncio.gather(background, return_exceptions=True)
+
+
 class Understood:
     """Stands for an embedding model that knows what the real one would be asked for; the real one is in test_embedder."""
 
