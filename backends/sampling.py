@@ -1,5 +1,6 @@
 """Token choice from logits in NumPy: the same for every backend."""
 
+import threading
 from collections import Counter
 from random import Random
 
@@ -12,13 +13,30 @@ from backends.sequence import SamplingParams, Sequence
 Vector = npt.NDArray[np.float32]
 
 PENALTY_WINDOW = 256
+BLOCK = 512
+
+
+class _Scratch(threading.local):
+    """One vector per thread that is written over and over: a fresh one of a large vocabulary costs more in page faults than in work."""
+
+    def __init__(self) -> None:
+        self._vector = np.empty(0, np.float32)
+
+    def take(self, size: int) -> Vector:
+        """Return a vector [size] of no particular content; what was taken before is void."""
+        if size > len(self._vector):
+            self._vector = np.empty(size, np.float32)
+        return self._vector[:size]
+
+
+_SCRATCH = _Scratch()
 
 
 def choose(seq: Sequence, logits: Vector) -> StepOutput:
     """The next token of `seq`, from the logits [vocab_size] after its last one, with the logprobs it asked for."""
     token_id = pick(_allowed(seq, logits), seq.sampling, seq.token_ids[seq.num_prompt_tokens :])
     peak = logits.max()
-    norm = float(peak + np.log(np.exp(logits - peak).sum()))
+    norm = float(peak + np.log(_weights(logits, peak).sum()))
     return StepOutput(seq, token_id, float(logits[token_id]) - norm, _top(logits, norm, seq.sampling.num_top_logprobs))
 
 
@@ -52,8 +70,27 @@ def _allowed(seq: Sequence, logits: Vector) -> Vector:
 
 def _draw(values: Vector, temperature: float, point: float) -> int:
     """The value above which `point` of [0, 1) falls, once they share it by their softmax."""
-    weights = np.cumsum(np.exp((values - values.max()) / temperature), dtype=np.float64)
-    return min(int(np.searchsorted(weights, point * weights[-1], side="right")), len(values) - 1)
+    weights = _weights(values, values.max(), temperature)
+    num_whole = len(weights) // BLOCK * BLOCK
+    blocks = np.append(weights[:num_whole].reshape(-1, BLOCK).sum(axis=1), weights[num_whole:].sum())
+    until = np.cumsum(blocks, dtype=np.float64)
+    wanted = point * until[-1]
+    block = _first_above(until, wanted)
+    start, before = block * BLOCK, until[block - 1] if block else 0.0
+    return start + _first_above(np.cumsum(weights[start : start + BLOCK], dtype=np.float64), wanted - before)
+
+
+def _first_above(sums: npt.NDArray[np.float64], wanted: float) -> int:
+    """Where the running sums first exceed `wanted`; what rounding put beyond the last counts as just below it, so no share of 0 is met."""
+    return int(np.searchsorted(sums, min(wanted, np.nextafter(sums[-1], 0.0)), side="right"))
+
+
+def _weights(values: Vector, peak: np.float32, temperature: float = 1.0) -> Vector:
+    """What the softmax shares by, the largest being 1: valid until the next call."""
+    weights = np.subtract(values, peak, out=_SCRATCH.take(len(values)))
+    if temperature != 1.0:
+        weights /= np.float32(temperature)
+    return np.exp(weights, out=weights)
 
 
 def _candidates(logits: Vector, params: SamplingParams) -> npt.NDArray[np.intp] | None:
@@ -61,7 +98,7 @@ def _candidates(logits: Vector, params: SamplingParams) -> npt.NDArray[np.intp] 
     ids = _largest(logits, params.top_k) if 0 < params.top_k < len(logits) else None
     if params.top_p < 1.0 or params.min_p > 0.0:
         values = logits if ids is None else logits[ids]
-        left = _likely(np.exp(values - values.max()), params)
+        left = _likely(_weights(values, values.max()), params)
         ids = left if ids is None else ids[left]
     return None if ids is None else np.sort(ids)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.sampling import _largest, pick
+from backends.sampling import BLOCK, _draw, _largest, pick
 from backends.sequence import SamplingParams
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))
@@ -20,6 +20,25 @@ def test_draws_follow_the_distribution_and_the_temperature() -> None:
     assert _drawn(SamplingParams(temperature=1.0, seed=1)) == pytest.approx(dict(enumerate(np.exp(LOGITS))), abs=0.03)
     squared = np.exp(LOGITS) ** 2
     assert _drawn(SamplingParams(temperature=0.5, seed=2)) == pytest.approx(dict(enumerate(squared / squared.sum())), abs=0.03)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**32 - 1), st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 0.5, 0.99]))
+def test_a_draw_is_where_the_running_sum_passes_its_point(size: int, seed: int, point: float, forbidden: float) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 4, size).astype(np.float32)
+    logits[random.random(size) < forbidden] = -np.inf
+    logits[random.integers(size)] = 1.0
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    sums = np.cumsum(shares) / shares.sum()
+    token = _draw(logits, 1.0, point)
+    assert shares[token] > 0, "what is forbidden is never drawn"
+    assert (sums[token - 1] if token else 0.0) - 1e-5 <= point <= sums[token] + 1e-5
+
+
+def test_what_rounding_puts_beyond_the_end_is_still_allowed() -> None:
+    logits = np.full(4 * BLOCK, -np.inf, np.float32)
+    logits[[3, 700]] = 0.0
+    assert _draw(logits, 1.0, np.nextafter(1.0, 0.0)) == 700 and _draw(logits, 1.0, 0.0) == 3
 
 
 @pytest.mark.parametrize(
