@@ -137,11 +137,6 @@ class Signals:
             num_new += 1
         return num_new
 
-    async def retract(self, signal_id: str, actor: str) -> None:
-        """Make a signal count for nothing, by a new row that says so; once. Raises NotFound."""
-        nothing = {"value": 0.0, "weight": 0.0, "reason": "retraction", "prob": None}
-        await self.supersede(signal_id, {**nothing, "actor": actor[:16], "created_at_ms": self._clock()})
-
     async def supersede(self, signal_id: str, changed: Mapping[str, object]) -> None:
         """Put a new row in a signal's place, without its words and with what is `changed`; once. Raises NotFound."""
 

@@ -115,6 +115,8 @@ def evaluate(
     settings = load_settings()
     measured, (live, _) = _run(settings, lambda rounds: rounds.get(name)), _run(settings, lambda rounds: rounds.serving())
     if measured.job["method"] == "reward":
+        if sets or judge:
+            raise RoundRefused(f"{name} is a reward model, measured when it was trained: --set and --judge do not fit it")
         _show(msgspec.convert(measured.metrics, Metrics))
         return
     if measured.adapter is None or _registry(settings).all().get(name) != measured.adapter:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from feedback.inbox import CannedAnswer, Inbox, Move, Row, Story
-from feedback.record import Message, State, new_id
+from feedback.record import Message, NotFound, State, new_id
 from server.body import body
 from server.console.console import Console, Me
 from server.desk.desk import Desk
@@ -80,6 +80,8 @@ def _add_conversation(router: APIRouter, console: Console, handoffs: Handoffs, i
 
     @router.post("/api/inbox/{conversation_id}/typing", status_code=202, dependencies=[empty])
     async def typing(conversation_id: str) -> dict[str, str]:
+        if await inbox.status(conversation_id) is None:
+            raise NotFound("no such conversation")
         handoffs.type(conversation_id)
         return {}
 

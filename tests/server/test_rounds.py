@@ -128,6 +128,7 @@ def test_a_reward_model_is_measured_on_held_out_pairs_and_asked_by_grpo_alone(tm
     few = ("--with", "max_steps=2", "--with", "batch_size=4", "--with", "threads=1", "--with", "max_answer_tokens=64", "--anyway")
     started = kefu("start", "--data", export, "--method", "reward", *few)
     assert started.exit_code == 0 and "round-1 is a reward model" in started.output, started.output
+    assert "do not fit it" in kefu("evaluate", "round-1", "--judge", "http://127.0.0.1:9").output
     shown = kefu("evaluate", "round-1")
     assert "all: of 8 held-out pairs" in shown.output and "it is a reward model" in shown.output, shown.output
     assert stored(data_dir).adapter is None and msgspec.convert(stored(data_dir).metrics, Metrics).ranked["all"][0] == 8

@@ -102,7 +102,7 @@ async def test_what_a_person_has_decided_stays_so(signals: Signals, database: Da
     [unsure] = await signals.ledger()
     await signals.release([unsure.id], "Ana")
     assert not await looking(database, Judge()).look()
-    await signals.retract(unsure.id, "Ana")
+    await signals.supersede(unsure.id, {"value": 0.0, "weight": 0.0, "prob": None, "actor": "Ana"})
     assert not await looking(database, Judge()).look()
 
 

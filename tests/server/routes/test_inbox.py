@@ -158,6 +158,7 @@ async def test_typing_and_a_suggested_answer(house: House, team: list[Colleague]
     await house.ask("How long?")
     assert (await ann.post("inbox/{id}/typing", {})).status_code == 202
     assert (await house.view()).is_typing
+    assert (await ann.post("inbox/conv_none/typing", {})).status_code == 404
     draft = await ann.post("inbox/{id}/suggest", {})
     assert "".join(json.loads(data)["text"] for data in re.findall(r"event: delta\ndata: (.*)", draft.text)) == "Thirty days [1]."
     assert draft.text.endswith('event: done\ndata: {"violations":[]}\n\n')
