@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from backends.fit import this_machine
-from backends.mini.shop import Language, load_shop, system_message
+from backends.mini.shop import Language, load_shop, passage_line, system_message
 from server.agent_cli import HEAD_FILE
 from server.desk.checks import Evidence, check
 from server.desk.policy_file import DEMO, Terms, load_policy
@@ -124,8 +124,8 @@ def make_shop(settings: Settings, terms: dict[Language, Terms]) -> "Shop":
     def system(case: "Case") -> str:
         language = _language(case)
         bare = replace(load_shop(language), persona=terms[language].persona, passages=())
-        colon = ": " if language == "en" else "："
-        return "\n".join([system_message(bare, language), *(f"[{each.number}] {each.title}{colon}{each.text}" for each in case.passages)])
+        lines = (passage_line(each.number, each.title, each.text, language) for each in case.passages)
+        return "\n".join([system_message(bare, language), *lines])
 
     never: dict[str, list[str]] = {language: list(getattr(terms[language].file.must_not_say, language)) for language in terms}
     return Shop(system, lambda language: never.get(language, []), _rendering(settings))

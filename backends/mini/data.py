@@ -13,7 +13,11 @@ from backends.mini.corpus import Split
 from backends.mini.dialogues import Example, Kind, ShopWriter
 from backends.mini.shop import Language
 
-SHOP_KINDS: dict[Kind, int] = {"demo": 28, "demo_varied": 24, "made": 48}
+# More made shops to learn from: the demo shop is soon known.
+SHOP_KINDS: dict[Split, dict[Kind, int]] = {
+    "train": {"demo": 20, "demo_varied": 16, "made": 64},
+    "held": {"demo": 28, "demo_varied": 24, "made": 48},
+}
 TOOLS_SHARE = 0.2
 WITHOUT_PASSAGE = ("small", "small", "none", "none", "clarify")
 
@@ -28,7 +32,7 @@ def families(
     rng = random.Random(f"{seed}/{split}")
     while True:
         language: Language = rng.choice(["en", "zh"])
-        kind = rng.choices(list(SHOP_KINDS), list(SHOP_KINDS.values()))[0]
+        kind = rng.choices(list(SHOP_KINDS[split]), list(SHOP_KINDS[split].values()))[0]
         make = ActionWriter if rng.random() < tools_share else ShopWriter
         writer = make(rng, language, split, max_passages, kind)
         yield [writer.example(rng.choice(WITHOUT_PASSAGE) if rng.random() < small_share else None) for _ in range(size)]

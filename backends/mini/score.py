@@ -21,6 +21,7 @@ GGUF = HERE / "weights" / "kefu-mini.gguf"
 BY_HAND = HERE / "hand.jsonl"
 MAX_NEW_TOKENS = 320
 _CITATION = re.compile(r"\[(\d+)\]")
+_CALL = re.compile(r'<tool_call>\s*\{"name": "(\w+)"')
 # What must stand in the cited passage: numbers with their points and dashes, and anything with an @ or written like a code.
 _FACT = re.compile(r"[\w.]+@[\w.]+\w|[A-Z]{2,}-?\d+|\d+(?:[.:]\d+)*")
 # Which of our behaviours count as which action of the set written by hand.
@@ -76,9 +77,11 @@ def is_right(example: Example, answer: str) -> bool:
     return all(fact in answer for fact in example.facts) if example.facts else answer in example.answers
 
 
-def action_of(answer: str, language: Language) -> str:
-    """Name what an answer to the demo shop's customer does: answer, clarify, absent, refuse, person, small, or other."""
-    table, name = tables(language), load_shop(language).name
+def action_of(answer: str, language: Language, shop: str) -> str:
+    """Name what an answer to a customer of `shop` does: call NAME, answer, clarify, absent, refuse, person, small, or other."""
+    table = tables(language)
+    if call := _CALL.match(answer):
+        return f"call {call[1]}"
     if _CITATION.search(answer):
         return "answer"
     if answer in table["talk"]["none"]:
@@ -87,7 +90,7 @@ def action_of(answer: str, language: Language) -> str:
         return "clarify"
     for action, behaviours in ACTIONS.items():
         templates = [template for behaviour in behaviours for template in table["small"][behaviour]["answer"]]
-        if any(answer == fill(template, {"shop": name}) for template in templates if set(slots(template)) <= {"shop"}):
+        if any(answer == fill(template, {"shop": shop}) for template in templates if set(slots(template)) <= {"shop"}):
             return action
     return "other"
 
@@ -97,7 +100,8 @@ def judge(example: Example, output: str, has_ended: bool) -> Result:
     answer = output.split("</think>")[-1].strip()
     formed = is_formed(example.thought is not None, output, has_ended)
     passages = [f"{passage.title} {passage.text}" for passage in example.shop.passages]
-    is_same_kind = bool(_CITATION.search(answer)) if example.cited else answer in example.answers
+    actions = [action_of(text, example.language, example.shop.name) for text in (answer, example.answers[0])]
+    is_same_kind = actions[0] == actions[1] != "other"
     names = ("all", example.behaviour, "the demo shop" if example.kind == "demo" else "other shops")
     right = formed and is_right(example, answer)
     return Result(
@@ -125,7 +129,7 @@ def judge_by_hand(generate: Generate, line: dict[str, Any]) -> Result:
         turns += (("assistant", output.split("</think>")[-1].strip()),)
     answer = turns[-1][1]
     formed = is_formed(True, output, has_ended)
-    action = action_of(answer, language)
+    action = action_of(answer, language, shop.name)
     wanted = str([passage.id for passage in shop.passages].index(line["passage"]) + 1) if line["passage"] else ""
     right = action == line["action"] and (not wanted or wanted in _CITATION.findall(answer)) and all(f in answer for f in line["facts"])
     grounded = is_grounded(answer, [f"{passage.title} {passage.text}" for passage in shop.passages])

@@ -44,7 +44,12 @@ def load_shop(language: Language) -> Shop:
 
 def system_message(shop: Shop, language: Language, tools: tuple[str, ...] = ()) -> str:
     """Return persona, numbered passages and tools (JSON schemas) as the model was trained to read them; passages count from 1."""
-    heading, colon = ("Passages:", ": ") if language == "en" else ("资料：", "：")
-    lines = [f"[{number}] {passage.title}{colon}{passage.text}" for number, passage in enumerate(shop.passages, 1)]
+    heading = "Passages:" if language == "en" else "资料："
+    lines = [passage_line(number, passage.title, passage.text, language) for number, passage in enumerate(shop.passages, 1)]
     offered = ["", "# Tools", *tools] if tools else []
     return "\n".join([shop.persona, "", heading, *lines, *offered])
+
+
+def passage_line(number: int, title: str, text: str, language: Language) -> str:
+    """Return one passage as a prompt shows it. The number follows the title: who copies a title forward comes to its number."""
+    return f"{title} [{number}]{': ' if language == 'en' else '：'}{text}"

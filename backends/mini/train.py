@@ -24,7 +24,9 @@ from backends.mini.tokenizer import ChatFormat, train_tokenizer
 MUON_LR, EMBEDDING_LR, ADAM_LR = 0.008, 6e-3, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.5
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
-OPENINGS_SHARE = 0.5
+OPENINGS_SHARE = 0.4
+# Of the full dialogues: more of those that no passage answers, the hardest to tell.
+MORE_SMALL_SHARE = 0.15
 WORD_DROPOUT = 0.1
 CHECKPOINT_EVERY_S = 120
 
@@ -79,7 +81,8 @@ def opening(example: Example) -> str:
     """Return the part of a thought that names what is asked: up to the passage or the choice that it offers, or the first sentence."""
     thought = example.thought or ""
     if example.cited:
-        return thought.split("[")[0].rstrip()
+        title = example.shop.passages[example.cited - 1].title
+        return thought.partition(f"{title} [{example.cited}]")[0].rstrip()
     if example.behaviour == "clarify":
         return str(tables(example.language)["talk"]["think_clarify"]).split("{")[0].rstrip()
     return re.split(r"(?<=\.) |(?<=。)", thought)[0]
@@ -99,7 +102,7 @@ def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list
         if rng.random() < openings_share:
             rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0, small_share=0.4)), rng))
         else:
-            rows.append(pack(chat, next(families(source, "train", rng.choice(widths))), rng))
+            rows.append(pack(chat, next(families(source, "train", rng.choice(widths), small_share=MORE_SMALL_SHARE)), rng))
     return rows
 
 

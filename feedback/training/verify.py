@@ -7,7 +7,8 @@ from typing import Any
 CITATION = re.compile(r"\[(\d+)\]")
 # What an answer may not invent: addresses, codes, and numbers with their points and dashes.
 FACT = re.compile(r"[\w.]+@[\w.]+\w|[A-Z]{2,}-?\d+|\d+(?:[.:]\d+)*")
-_PASSAGE = re.compile(r"^\[(\d+)\] (.*?)(?=^\[\d+\] |\n# Tools|<\|im_end\|>|\Z)", re.MULTILINE | re.DOTALL)
+_OPENING = r"^[^\n]*? \[(\d+)\](?:: |：)"
+_PASSAGE = re.compile(rf"{_OPENING}(.*?)(?={_OPENING}|\n# Tools|<\|im_end\|>|\Z)", re.MULTILINE | re.DOTALL)
 Prompt = str | Sequence[Mapping[str, str]]
 
 
@@ -26,7 +27,8 @@ def is_right(text: str, row: Mapping[str, Any], prompt: Prompt) -> bool:
     if not answer or any(phrase in answer for phrase in row.get("must_not_contain") or ()):
         return False
     system = prompt if isinstance(prompt, str) else "\n".join(said["content"] for said in prompt if said["role"] == "system")
-    return any(_meets(answer, answer_of(gold), dict(_PASSAGE.findall(system))) for gold in golds)
+    passages = {found[1]: found[0] for found in _PASSAGE.finditer(system)}
+    return any(_meets(answer, answer_of(gold), passages) for gold in golds)
 
 
 def _meets(answer: str, gold: str, passages: Mapping[str, str]) -> bool:

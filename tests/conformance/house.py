@@ -21,7 +21,7 @@ PATIENCE_S = 120.0
 
 def policy(days: int, opening: str = "") -> str:
     """A system message; what kefu-mini has to say about it repeats `days`."""
-    return f"{opening}{load_shop('en').persona}\n\nPassages:\n[1] Returns: Unopened items can be returned within {days} days of delivery."
+    return f"{opening}{load_shop('en').persona}\n\nPassages:\nReturns [1]: Unopened items can be returned within {days} days of delivery."
 
 
 @dataclass(frozen=True, slots=True)

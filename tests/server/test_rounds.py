@@ -206,7 +206,7 @@ def test_a_judge_counts_only_when_the_order_does_not_matter() -> None:
 
 
 def case(number: int, phone: str = "13800138000") -> Case:
-    system = {"role": "system", "content": "[1] Contact: call 400-820-8820."}
+    system = {"role": "system", "content": "Contact [1]: call 400-820-8820."}
     return Case([system, {"role": "user", "content": f"My phone is {phone}, order {number}?"}], {"answer": f"{number} [1]"})
 
 

@@ -125,7 +125,7 @@ def test_the_model_answers_what_the_page_suggests_from_the_right_passage(model) 
     assert right >= 6
 
 
-@pytest.mark.parametrize(("language", "line"), [("en", "Passages:\n[1] Returns: Unopened"), ("zh", "资料：\n[1] 退货：未拆封")])
+@pytest.mark.parametrize(("language", "line"), [("en", "Passages:\nReturns [1]: Unopened"), ("zh", "资料：\n退货 [1]：未拆封")])
 def test_the_system_message_numbers_the_passages(language, line: str) -> None:
     shop = load_shop(language)
     message = system_message(shop, language)

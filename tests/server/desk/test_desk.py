@@ -52,7 +52,7 @@ async def test_the_model_is_asked_with_the_shops_words_and_warmed_for_the_next_t
     await customer.ask("How long?")
     job = chat.streams[0].job
     system, question = job.messages
-    assert system.role == "system" and "[1] Returns: Within 30 days." in system.content
+    assert system.role == "system" and "Returns [1]: Within 30 days." in system.content
     assert question == ChatMessage("user", "How long?")
     assert (job.scope_public, job.scope_private) == ("desk", customer.id)
     assert chat.warmed == [((system, question, ChatMessage("assistant", "Thirty days.")), "desk", customer.id)]

@@ -55,7 +55,7 @@ async def test_without_an_import_the_demo_shop_stands_whole_in_the_prompt(
     reading_desk: Desk, chat: ScriptedChat, database: Database
 ) -> None:
     _, system, end = await ask(reading_desk, chat, "When is delivery?")
-    assert "[1] Returns: Within 30 days.\n[2] Delivery: Three days." in system
+    assert "Returns [1]: Within 30 days.\nDelivery [2]: Three days." in system
     ranked = await seen(database, end.message.completion_id)
     assert [passage_id for passage_id, _ in ranked] == ["delivery", "returns"]
     assert ranked[0][1] >= FITS > ranked[1][1]
@@ -68,7 +68,7 @@ async def test_small_knowledge_replaces_the_demo_shop_at_the_next_question(
     await store.put("a.md", [Draft("Hours", "en", (Piece("Hours", "From nine to five."),))])
     _, after, end = await ask(reading_desk, chat, "When are you open?", conversation_id)
     assert "Within 30 days" in before and "Within 30 days" not in after
-    assert "[1] Hours: From nine to five." in after
+    assert "Hours [1]: From nine to five." in after
     assert [(one.number, one.title) for one in end.message.citations] == [(1, "Hours")]
 
 
