@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from backends.mini.corpus import Split, ValueMaker, Values, expand, fill, phrasings, slots, tables
-from backends.mini.shop import Language, Passage, Shop, load_shop, passage_line, system_message
+from backends.mini.shop import Language, Passage, Shop, load_shop, quoted, system_message
 
 Kind = Literal["demo", "demo_varied", "made"]
 Turn = tuple[str, str]  # role, content
@@ -200,12 +200,12 @@ class ShopWriter:
         return tuple(self._tightened(f"{fill(answer, point.entry.values)} [{point.number}]{end}") for answer in point.fact["answer"])
 
     def _quote(self, point: Point) -> str:
-        """Return the cited passage's title and number and the sentence that holds the fact, letter by letter."""
+        """Return the cited passage's number and the sentence that holds the fact, letter by letter."""
         sentences = re.findall(r".+?(?:\.(?= |$)|。)", point.entry.passage.text)
         wanted = [point.entry.values[name] for name in slots(point.fact["answer"][0]) if point.entry.values[name] not in point.about]
         grams = {point.fact["answer"][0][i : i + 3] for i in range(len(point.fact["answer"][0]) - 2)}
         best = max(sentences, key=lambda s: (sum(value in s for value in wanted), sum(gram in s for gram in grams)))
-        return passage_line(point.number, point.entry.passage.title, best.strip(), self.language)
+        return quoted(point.number, best.strip(), self.language)
 
     def _example(self, behaviour: str, turns: list[Turn], thought: str, answers: tuple[str, ...], point: Point | None = None) -> Example:
         facts = tuple(point.entry.values[name] for name in slots(point.fact["answer"][0])) if point else ()

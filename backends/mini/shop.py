@@ -51,5 +51,10 @@ def system_message(shop: Shop, language: Language, tools: tuple[str, ...] = ()) 
 
 
 def passage_line(number: int, title: str, text: str, language: Language) -> str:
-    """Return one passage as a prompt shows it. The number follows the title: who copies a title forward comes to its number."""
-    return f"{title} [{number}]{': ' if language == 'en' else '：'}{text}"
+    """Return one passage as a prompt shows it; the number follows the title, so that it is met by who has read that."""
+    return f"{title} {quoted(number, text, language)}"
+
+
+def quoted(number: int, text: str, language: Language) -> str:
+    """Return a passage's number and text, or a part of it, as a thought repeats them."""
+    return f"[{number}]{': ' if language == 'en' else '：'}{text}"

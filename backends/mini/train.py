@@ -81,11 +81,11 @@ def opening(example: Example) -> str:
     """Return the part of a thought that names what is asked: up to the passage or the choice that it offers, or the first sentence."""
     thought = example.thought or ""
     if example.cited:
-        title = example.shop.passages[example.cited - 1].title
-        return thought.partition(f"{title} [{example.cited}]")[0].rstrip()
+        return thought.partition(f" [{example.cited}]")[0]
     if example.behaviour == "clarify":
         return str(tables(example.language)["talk"]["think_clarify"]).split("{")[0].rstrip()
-    return re.split(r"(?<=\.) |(?<=。)", thought)[0]
+    # Its end says that no passage follows, and there are none to know it by.
+    return re.split(r"(?<=\.) |(?<=。)", thought)[0].rstrip(".。")
 
 
 def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list[Row]:
