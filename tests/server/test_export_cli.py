@@ -83,7 +83,7 @@ def test_two_exports_of_one_state_are_the_same_bytes(tmp_path: Path) -> None:
     assert files == exported(tmp_path / "two")
     assert PHONE.encode() not in b"".join(files.values())
     prompts = [json.loads(line)["prompt"] for name in files if "trl/dpo" in name for line in files[name].splitlines()]
-    assert all("资料" in prompt[0]["content"] and "[1] 退款" in prompt[0]["content"] for prompt in prompts)
+    assert all("资料" in prompt[0]["content"] and "退款 [1]：" in prompt[0]["content"] for prompt in prompts)
     rendered = [json.loads(line) for name in files if "trl_rendered/dpo" in name for line in files[name].splitlines()]
     assert len(rendered) == 2 and all(row["prompt"].endswith("<think>\n\n</think>\n\n") for row in rendered)
 

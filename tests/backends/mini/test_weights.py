@@ -130,5 +130,5 @@ def test_the_system_message_numbers_the_passages(language, line: str) -> None:
     shop = load_shop(language)
     message = system_message(shop, language)
     assert message.startswith(f"{shop.persona}\n\n{line}")
-    assert message.splitlines()[-1].startswith(f"[{len(shop.passages)}] ")
+    assert message.splitlines()[-1].startswith(f"{shop.passages[-1].title} [{len(shop.passages)}]")
     assert not message.endswith("\n")
