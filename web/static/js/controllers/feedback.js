@@ -26,7 +26,8 @@ export class Feedback {
     part(node, "copy").addEventListener("click", () => this.#copy(plainText));
     for (const value of [UP, DOWN]) {
       this.#thumb(value).hidden = !message.completion_id;
-      this.#thumb(value).addEventListener("click", () => this.#press(value));
+      // The second click of a double click is not another press.
+      this.#thumb(value).addEventListener("click", (event) => event.detail < 2 && this.#press(value));
     }
     this.#show(message.thumb ?? null);
     if (message.asks_thumb && !message.thumb) this.#say(say("asks_thumb"));
