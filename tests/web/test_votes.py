@@ -65,6 +65,6 @@ def test_a_thumb_down_asks_why_and_another_mind_is_another_vote(page: Page, desk
 
 def test_pressing_twice_is_one_vote(page: Page, desk: Desk) -> None:
     answer = finished(page)
-    answer.locator("[data-part=up]").dblclick()
+    answer.locator("[data-part=up]").dblclick(delay=300)
     expect(page.locator(".reasons")).to_have_count(1)
     assert len(desk.signals) == 1
