@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.mini.shop import Language, load_shop, system_message
 from feedback.training.job import TrainingFailed
 from feedback.training.rows import held_out, read_rows, snapshot_sha256, too_few
 from feedback.training.verify import is_right
@@ -71,3 +72,13 @@ def test_an_invented_number_or_a_forbidden_phrase_is_wrong() -> None:
     assert not is_right(f"{gold} Call 555-0199.", {"answer": gold}, asked)
     assert not is_right(f"Sure. {gold}", {"answer": gold, "must_not_contain": ["Sure"]}, asked)
     assert not is_right("", {"answer": gold}, asked)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_an_answer_may_add_what_its_passage_holds_and_nothing_of_another(language: Language) -> None:
+    asked = [{"role": "system", "content": system_message(load_shop(language), language, ('{"name": "get_order"}',))}]
+    gold = {"answer": "4.90 [3]"}
+    assert is_right("4.90, 12.50 [3]", gold, asked), "both are prices of passage 3"
+    assert not is_right("4.90, 45 [3]", gold, asked), "of passage 4"
+    assert not is_right("4.90, 30 [3]", gold, asked), "of passage 1"
+    assert is_right("555-0142 [10]", {"answer": "555-0142 [10]"}, asked)
