@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, and_, case, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, and_, case, delete, exists, func, insert, or_, select, update
 
 from feedback.database import Database
 from feedback.record import MUTE, Conversation, Message, NotFound, State, append_message, lock_state, new_id, now_ms, read_messages
 from feedback.signals import KeyReused
-from feedback.tables import canned_answer, conversation, handoff, message, signal, tool_call
+from feedback.tables import canned_answer, completion, conversation, handoff, message, signal, tool_call
 
 Reason = Literal["request", "policy", "failure", "check", "agent", "hours", "timeout"]
 # Every change of state there is, and what it may be made for. A form left while nobody came is waiting that goes on.
@@ -258,6 +258,11 @@ def _is_failing(connection: Connection, conversation_id: str) -> bool:
     handed = select(func.coalesce(func.max(handoff.c.created_at_ms), 0)).where(handoff.c.conversation_id == conversation_id)
     since = connection.execute(handed).scalar_one()
     mine = and_(message.c.conversation_id == conversation_id, message.c.role.in_(("user", "assistant")))
+    complaint = exists().where(signal.c.conversation_id == conversation_id, signal.c.kind.in_(("thumb", "rephrase")))
+    written = exists().where(completion.c.message_id == message.c.id, completion.c.shown)
+    fallback = exists().where(mine, message.c.role == "assistant", ~written)
+    if not connection.execute(select(or_(complaint, fallback))).scalar_one():
+        return False  # as nearly always, and told without reading what was said
     left = select(tool_call.c.message_id).where(tool_call.c.conversation_id == conversation_id, tool_call.c.status == "declined")
     declined = set(connection.execute(left).scalars())
     later = signal.alias()
