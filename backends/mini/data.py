@@ -15,7 +15,7 @@ from backends.mini.shop import Language
 
 # More made shops to learn from: the demo shop is soon known.
 SHOP_KINDS: dict[Split, dict[Kind, int]] = {
-    "train": {"demo": 20, "demo_varied": 16, "made": 64},
+    "train": {"demo": 14, "demo_varied": 14, "made": 72},
     "held": {"demo": 28, "demo_varied": 24, "made": 48},
 }
 TOOLS_SHARE = 0.2

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 
@@ -67,17 +67,17 @@ class Attention(nn.Module):  # type: ignore[misc, unused-ignore]
         query, key = _rotate(query, *rope), _rotate(key, *rope)
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         lengths = [segment.length for segment in segments]
-        queries, keys, values = (part.transpose(0, 1)[None].split(lengths, dim=2) for part in (query, key, value))
+        queries, keys, values = (part.float().transpose(0, 1)[None].split(lengths, dim=2) for part in (query, key, value))
         mixed = []
         for index, segment in enumerate(segments):
             key, value = keys[index], values[index]
             if segment.parent is not None:
                 key, value = torch.cat((keys[segment.parent], key), dim=2), torch.cat((values[segment.parent], value), dim=2)
-            mixed.append(
-                functional.scaled_dot_product_attention(
+            with torch.autocast("cpu", enabled=False):  # attention's kernels for a CPU are slower in bfloat16
+                attended = functional.scaled_dot_product_attention(
                     queries[index], key, value, attn_mask=segment.mask, is_causal=segment.parent is None
                 )
-            )
+            mixed.append(attended)
         out: Tensor = self.o_proj(torch.cat(mixed, dim=2)[0].transpose(0, 1).reshape(num_tokens, width))
         return out
 
@@ -192,8 +192,31 @@ def _orthonormal(rows: int, columns: int) -> Tensor:
     return square[:rows, :columns]
 
 
+def num_processes() -> int:
+    """Return how many processes train this model together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number among them, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def add_over_processes(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its sum over the processes."""
+    if num_processes() == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 class Muon(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
-    """Momentum orthogonalised by Newton-Schulz, for 2-D weights (K. Jordan, https://kellerjordan.github.io/posts/muon/), in float32."""
+    """Momentum orthogonalised by Newton-Schulz, for 2-D weights (K. Jordan, https://kellerjordan.github.io/posts/muon/).
+
+    Processes that train together share the matrices out among them.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
@@ -201,11 +224,15 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc, unused-ignore]
     @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
     def step(self) -> None:  # type: ignore[override, unused-ignore]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+            updates = []
+            for index, parameter in enumerate(group["params"]):
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                update = _orthogonal(parameter.grad.lerp(momentum, group["momentum"]))
+                is_ours = index % num_processes() == rank()
+                nesterov = parameter.grad.lerp(momentum, group["momentum"])
+                updates.append(_orthogonal(nesterov) if is_ours else torch.zeros_like(nesterov))
+            add_over_processes(updates)
+            for parameter, update in zip(group["params"], updates, strict=True):
                 scale = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
                 parameter.mul_(1 - group["lr"] * 0.01).add_(update, alpha=-group["lr"] * scale)
 

@@ -1,33 +1,38 @@
-"""Train kefu-mini from nothing: `python -m backends.mini.train`. A stopped run goes on from its checkpoint as if it never had been."""
+"""Train kefu-mini, a process to a core: `python -m backends.mini.train`. A stopped run goes on from its checkpoint as if it never had been."""
 
 import argparse
 import itertools
 import json
+import os
 import random
 import re
+import shutil
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional
 
 from backends.mini.corpus import tables
 from backends.mini.data import families
 from backends.mini.dialogues import Example
-from backends.mini.model import ModelConfig, Muon, Qwen2, Segment
+from backends.mini.model import ModelConfig, Muon, Qwen2, Segment, add_over_processes, num_processes, rank
 from backends.mini.tokenizer import ChatFormat, train_tokenizer
 
 MUON_LR, EMBEDDING_LR, ADAM_LR = 0.008, 6e-3, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.5
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
-OPENINGS_SHARE = 0.4
+OPENINGS_SHARE = 0.25
 # Of the full dialogues: more of those that no passage answers, the hardest to tell.
-MORE_SMALL_SHARE = 0.15
+MORE_SMALL_SHARE = 0.2
 WORD_DROPOUT = 0.1
+TOOLS_SHARE = 0.26
 CHECKPOINT_EVERY_S = 120
 
 
@@ -41,7 +46,7 @@ class Row:
     is_target: list[bool]
 
 
-def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens: int = 1500) -> Row:
+def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens: int = 1600) -> Row:
     """Lay dialogues of one shop side by side, so that its passages are computed once."""
     ids = chat.message("system", family[0].system)
     row = Row(ids, list(range(len(ids))), [0] * len(ids), [False] * len(ids))
@@ -88,8 +93,8 @@ def opening(example: Example) -> str:
     return re.split(r"(?<=\.) |(?<=。)", thought)[0].rstrip(".。")
 
 
-def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list[Row]:
-    """Return rows of about `num_tokens` in all; the same for the same seed and `progress` (0 to 1).
+def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float, multiple: int = 1) -> list[Row]:
+    """Return a multiple of `multiple` rows of about `num_tokens` in all; the same for the same seed and `progress` (0 to 1).
 
     `progress` widens the shops from three passages to ten and thins the short lessons out.
     """
@@ -97,13 +102,23 @@ def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float) -> list
     widths = [3, 5] if progress < 0.15 else [4, 5, 6, 8] if progress < 0.7 else [4, 6, 8, 10]
     openings_share = OPENINGS_SHARE * min(1.0, (1.2 - progress) / 0.6)
     rows: list[Row] = []
-    while not rows or sum(len(row.ids) for row in rows) < num_tokens:
+    while not rows or len(rows) % multiple or sum(len(row.ids) for row in rows) < num_tokens:
         source = f"{seed}/{len(rows)}"
         if rng.random() < openings_share:
             rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0, small_share=0.4)), rng))
         else:
-            rows.append(pack(chat, next(families(source, "train", rng.choice(widths), small_share=MORE_SMALL_SHARE)), rng))
+            width = rng.choice(widths)
+            family = next(families(source, "train", width, 18, tools_share=TOOLS_SHARE, small_share=MORE_SMALL_SHARE))
+            rows.append(pack(chat, family, rng))
     return rows
+
+
+def share_of(rows: list[Row], number: int, count: int) -> list[Row]:
+    """Return the share of process `number` of `count`: each row, the longest first, goes to whom has the least."""
+    shares: list[list[Row]] = [[] for _ in range(count)]
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        min(shares, key=lambda share: sum(len(row.ids) for row in share)).append(row)
+    return shares[number]
 
 
 def segments_of(rows: list[Row], device: torch.device | str = "cpu") -> list[Segment]:
@@ -128,7 +143,7 @@ def loss_of(model: Qwen2, rows: list[Row]) -> tuple[Tensor, int]:
     hidden = model(ids, positions, segments_of(rows, device))
     # A target is predicted from the token before it, which is of the same dialogue: no dialogue begins with a target.
     chosen = known[1:].nonzero()[:, 0]
-    return functional.cross_entropy(model.logits(hidden[chosen]), ids[chosen + 1]), len(chosen)
+    return functional.cross_entropy(model.logits(hidden[chosen]).float(), ids[chosen + 1]), len(chosen)
 
 
 def learning_rate(progress: float, step: int) -> float:
@@ -137,9 +152,12 @@ def learning_rate(progress: float, step: int) -> float:
 
 
 class Trainer:
-    """Model, optimizers and where the run stands. What is learnt depends on the seed and on the tokens seen, never on the clock."""
+    """Model, optimizers and where the run stands. What is learnt depends on the seed and on the tokens seen, never on the clock.
 
-    def __init__(self, folder: Path, config: ModelConfig, seed: int, total_tokens: int) -> None:
+    `start` is a folder that export wrote: a new run then begins with its weights, at the end of the full rate.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, seed: int, total_tokens: int, start: Path | None = None) -> None:
         self.folder, self.seed, self.total_tokens = folder, seed, total_tokens
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)
@@ -153,10 +171,14 @@ class Trainer:
             torch.optim.AdamW(adam, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.full_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
-        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0}
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "tokens": 0, "targets": 0, "loss": 0.0, "begun_at": 0.0}
         self.path = folder / "checkpoint.pt"
         if self.path.exists():
             self._resume()
+        elif start is not None:
+            weights = load_file(start / "model.safetensors")
+            self.model.load_state_dict({name.removeprefix("model."): weight.float() for name, weight in weights.items()})
+            self.state["begun_at"] = DECAY_FROM
 
     def _resume(self) -> None:
         saved = torch.load(self.path, weights_only=True, map_location=self.device)
@@ -167,6 +189,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
+        if rank() != 0:
+            return
         partial = self.path.with_suffix(".partial")
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         torch.save(
@@ -174,18 +198,29 @@ class Trainer:
         )
         partial.replace(self.path)
 
+    def _precision(self) -> torch.autocast:
+        """Return bfloat16 for matrix products where the machine multiplies it faster."""
+        is_fast = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_fast)
+
     def step(self, rows: list[Row]) -> None:
-        """Learn from one batch."""
+        """Learn from one batch, together with the other processes."""
         factor = learning_rate(self.progress, self.state["step"])
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, self.full_rates, strict=True):
             group["lr"] = rate * factor
-        loss, num_targets = loss_of(self.model, rows)
+        num_targets = sum(sum(row.is_target) for row in rows)
+        with self._precision():
+            mean, count = loss_of(self.model, share_of(rows, rank(), num_processes()))
+        loss = mean * (count / num_targets)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        loss = loss.detach()
+        add_over_processes([loss, *(parameter.grad for parameter in self.model.parameters())])
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        with self._precision():
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         self.state["step"] += 1
         self.state["tokens"] += sum(len(row.ids) for row in rows)
         self.state["targets"] += num_targets
@@ -193,7 +228,8 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        return float(min(1.0, self.state["tokens"] / self.total_tokens))
+        done, begun_at = self.state["tokens"] / self.total_tokens, self.state["begun_at"]
+        return float(min(1.0, begun_at + (1 - begun_at) * done))
 
     def run(self, chat: ChatFormat, num_tokens: int, max_steps: int | None = None) -> None:
         """Train until all tokens are seen, or for `max_steps` more steps."""
@@ -203,9 +239,10 @@ class Trainer:
                 self.save()
                 return
             began = time.monotonic()
-            self.step(batch(chat, f"{self.seed}/{self.state['step']}", num_tokens, self.progress))
+            rows = batch(chat, f"{self.seed}/{self.state['step']}", num_tokens, self.progress, num_processes())
+            self.step(rows)
             self.state["seconds"] += time.monotonic() - began
-            if self.state["step"] % 10 == 0:
+            if self.state["step"] % 10 == 0 and rank() == 0:
                 self._report()
             if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
                 self.save()
@@ -223,25 +260,39 @@ class Trainer:
         sys.stdout.flush()
 
 
+def _train(number: int, args: argparse.Namespace, meeting: str) -> None:
+    """Be process `number` of the run; they meet at the file `meeting`."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if args.processes > 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=args.processes)
+    chat = ChatFormat(args.folder / "tokenizer.json")
+    config = ModelConfig(vocab_size=chat.tokenizer.get_vocab_size(), num_hidden_layers=args.layers)
+    Trainer(args.folder, config, args.seed, round(args.million_tokens * 1e6), args.start).run(chat, args.batch_tokens)
+
+
 def main() -> None:
     """Parse arguments, make the tokenizer if there is none, train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--start", type=Path, help="begin with these weights (a folder that export wrote), not from nothing")
     parser.add_argument("--million-tokens", type=float, default=24)
-    parser.add_argument("--batch-tokens", type=int, default=2400, help="of one step, at least")
+    parser.add_argument("--batch-tokens", type=int, default=4500, help="of one step, at least")
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count(), help="one to a core, or to a GPU"
+    )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "tokenizer.json"
-    if not path.exists():
+    if not path.exists() and args.start:
+        shutil.copyfile(args.start / "tokenizer.json", path)
+    elif not path.exists():
         train_tokenizer(args.seed).save(str(path))
-    chat = ChatFormat(path)
-    config = ModelConfig(vocab_size=chat.tokenizer.get_vocab_size(), num_hidden_layers=args.layers)
-    Trainer(args.folder, config, args.seed, round(args.million_tokens * 1e6)).run(chat, args.batch_tokens)
+    with tempfile.TemporaryDirectory() as meeting:
+        multiprocessing.spawn(_train, (args, f"{meeting}/meeting"), args.processes)
 
 
 if __name__ == "__main__":

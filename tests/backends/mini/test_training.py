@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from backends.mini import score  # noqa: E402
 from backends.mini.data import families  # noqa: E402
 from backends.mini.model import ModelConfig, Qwen2, Segment  # noqa: E402
 from backends.mini.tokenizer import ChatFormat  # noqa: E402
-from backends.mini.train import Trainer, learning_rate, pack, segments_of  # noqa: E402
+from backends.mini.train import DECAY_FROM, Trainer, batch, learning_rate, loss_of, pack, segments_of, share_of  # noqa: E402
 
-TOKENIZER = Path(score.__file__).parent / "weights" / "mlx" / "tokenizer.json"
+WEIGHTS = Path(score.__file__).parent / "weights" / "mlx"
+TOKENIZER = WEIGHTS / "tokenizer.json"
 
 
 def row():
@@ -78,3 +81,37 @@ def test_a_stopped_run_goes_on_as_if_it_never_had_been(tmp_path: Path) -> None:
 def test_the_learning_rate_warms_up_holds_and_ends_at_zero() -> None:
     assert learning_rate(0.0, 0) < learning_rate(0.01, 10) < learning_rate(0.3, 1000) == 1
     assert learning_rate(1.0, 5000) == 0
+
+
+def gradients(model, rows, share=1.0):
+    model.zero_grad()
+    (loss_of(model, rows)[0] * share).backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_processes_together_learn_what_one_would_from_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    chat = ChatFormat(TOKENIZER)
+    rows = batch(chat, "1/3", 3000, 0.7, multiple=2)
+    model = Qwen2(ModelConfig(vocab_size=chat.tokenizer.get_vocab_size(), num_hidden_layers=2))
+    shares = [share_of(rows, number, 2) for number in range(2)]
+    assert sorted(row.ids for share in shares for row in share) == sorted(row.ids for row in rows)
+    sizes = [sum(sum(row.is_target) for row in share) for share in shares]
+    parts = [gradients(model, share, size / sum(sizes)) for share, size in zip(shares, sizes, strict=True)]
+    for whole, first, second in zip(gradients(model, rows), *parts, strict=True):
+        assert torch.allclose(whole, first + second, atol=1e-5)
+
+
+def test_two_processes_train_and_a_run_begins_with_what_was_shipped(tmp_path: Path) -> None:
+    arguments = ["--start", str(WEIGHTS), "--million-tokens", "0.004", "--batch-tokens", "1000", "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "backends.mini.train", "--folder", str(tmp_path), *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["state"]["begun_at"] == DECAY_FROM
+    # The first steps are small, and of what the weights know already.
+    assert 0 < saved["state"]["loss"] < 1
+    began = Trainer(tmp_path / "none", ModelConfig(vocab_size=4096), 1, 10**9, start=WEIGHTS).model.state_dict()
+    moved = [(weight - began[name]).abs().mean() for name, weight in saved["model"].items()]
+    assert all(0 < step < 0.02 for step in moved)
