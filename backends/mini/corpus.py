@@ -16,6 +16,8 @@ Values = dict[str, str]
 
 TEXT_FOLDER = Path(__file__).parent / "text"
 HELD_SHARE = 5  # one value in five is never trained on
+# Where in training any word may stand, so that copying one does not depend on which it is.
+ANY_WORD, ANY_WORD_SHARE = {"material", "room", "country"}, 0.4
 SPLIT_FREE = {"weekday", "month", "pay", "noun", "noun2", "pct", "junk", "junk2", "inject"}
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -106,6 +108,8 @@ class ValueMaker:
         if kind in ranges:
             return str(rng.randint(*ranges[kind]))
         if kind in {"material", "room", "country", "weekday", "noun"}:
+            if self.split == "train" and kind in ANY_WORD and rng.random() < ANY_WORD_SHARE:
+                return self._any_word(rng)
             return str(rng.choice(tables(self.language)["words"][kind]))
         if kind == "time":
             hour = rng.randint(16, 22) if name in {"time2", "time4"} else rng.randint(6, 12)
@@ -116,6 +120,10 @@ class ValueMaker:
             "junk": self._junk, "order": _order, "inject": self._inject,
         }[kind]  # fmt: skip
         return maker(rng)
+
+    def _any_word(self, rng: random.Random) -> str:
+        common: str = tables(self.language)["words"]["common"]
+        return "".join(rng.sample(common, 2)) if self.language == "zh" else rng.choice(common.split())
 
     def _price(self, rng: random.Random) -> str:
         amount = rng.choice(

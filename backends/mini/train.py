@@ -1,4 +1,4 @@
-"""Train kefu-mini, a process to a core: `python -m backends.mini.train`. A stopped run goes on from its checkpoint as if it never had been."""
+"""Train kefu-mini, a process to a core: `python -m backends.mini.train`. A stopped run goes on exactly from its checkpoint."""
 
 import argparse
 import itertools
@@ -31,7 +31,8 @@ WARMUP_STEPS, DECAY_FROM = 20, 0.5
 OPENINGS_SHARE = 0.25
 # Of the full dialogues: more of those that no passage answers, the hardest to tell.
 MORE_SMALL_SHARE = 0.2
-WORD_DROPOUT = 0.1
+# Tokens of a turn that go missing: always in the short lessons, in so many of the full dialogues.
+WORD_DROPOUT, GAPS_SHARE = 0.1, 0.4
 TOOLS_SHARE = 0.26
 CHECKPOINT_EVERY_S = 120
 
@@ -53,6 +54,8 @@ def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens
     start = len(ids)
     for branch, example in enumerate(family, 1):
         prompt, target = chat.prompt(example), chat.target(example, rng.choice(example.answers))
+        if not example.tools and rng.random() < GAPS_SHARE:  # a call repeats what was said to the letter
+            prompt = with_gaps(chat, prompt, rng)
         length = len(prompt) + len(target)
         if len(row.ids) + length > max_tokens and branch > 1:
             break
@@ -64,22 +67,24 @@ def pack(chat: ChatFormat, family: list[Example], rng: random.Random, max_tokens
 
 
 def pack_openings(chat: ChatFormat, family: list[Example], rng: random.Random) -> Row:
-    """Lay many short lessons side by side: from what the customer says to what it is about, without passages.
-
-    Now and then a token of what is said is missing, so that no single word decides.
-    """
-    kept = set(chat.ids.values())
+    """Lay many short lessons side by side: from what the customer says to what it is about, without passages."""
     shared = chat.message("system", family[0].shop.persona)
     row = Row(list(shared), list(range(len(shared))), [0] * len(shared), [False] * len(shared))
     told = [example for example in family if example.thought]
     for branch, example in enumerate(told, 1):
-        prompt = [token for token in chat.prompt(example) if token in kept or rng.random() > WORD_DROPOUT]
+        prompt = with_gaps(chat, chat.prompt(example), rng)
         target = chat.text(opening(example))
         row.ids.extend(prompt + target)
         row.positions.extend(range(len(shared), len(shared) + len(prompt) + len(target)))
         row.branches.extend([branch] * (len(prompt) + len(target)))
         row.is_target.extend([False] * len(prompt) + [True] * len(target))
     return row
+
+
+def with_gaps(chat: ChatFormat, prompt: list[int], rng: random.Random) -> list[int]:
+    """Return what is said with a token missing now and then, so that no single word decides."""
+    kept = set(chat.ids.values())
+    return [token for token in prompt if token in kept or rng.random() > WORD_DROPOUT]
 
 
 def opening(example: Example) -> str:
