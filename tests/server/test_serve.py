@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_text_in_company(server: Server) -> None:
         together = list(pool.map(answer, [1, 2, 3, 1]))
     assert together[0] == together[3] == alone
     assert answer(1, temperature=0) == answer(2, temperature=0)
-    assert answer(1, ASK, temperature=1.0) != answer(2, ASK, temperature=1.0), "where the model is unsure, seeds differ"
+    assert len({answer(seed, ASK, temperature=2.0) for seed in range(4)}) > 1, "where the model is unsure, seeds differ"
 
 
 def test_thinking_obeys_budget_effort_and_limit(server: Server) -> None:
