@@ -29,11 +29,10 @@ MUON_LR, EMBEDDING_LR, ADAM_LR = 0.008, 6e-3, 3e-3
 WARMUP_STEPS, DECAY_FROM = 20, 0.5
 # What is asked is the slowest thing to learn: at first most rows are short lessons in just that.
 OPENINGS_SHARE = 0.25
-# Of the full dialogues: more of those that no passage answers, the hardest to tell.
-MORE_SMALL_SHARE = 0.2
+# Of the full dialogues: more of those that no passage answers, the hardest to tell, and more with tools than come by themselves.
+MORE_SMALL_SHARE, MORE_TOOLS_SHARE = 0.2, 0.26
 # Tokens of a turn that go missing: always in the short lessons, in so many of the full dialogues.
 WORD_DROPOUT, GAPS_SHARE = 0.1, 0.4
-TOOLS_SHARE = 0.26
 CHECKPOINT_EVERY_S = 120
 
 
@@ -113,7 +112,7 @@ def batch(chat: ChatFormat, seed: str, num_tokens: int, progress: float, multipl
             rows.append(pack_openings(chat, next(families(source, "train", 4, 20, tools_share=0, small_share=0.4)), rng))
         else:
             width = rng.choice(widths)
-            family = next(families(source, "train", width, 18, tools_share=TOOLS_SHARE, small_share=MORE_SMALL_SHARE))
+            family = next(families(source, "train", width, 18, tools_share=MORE_TOOLS_SHARE, small_share=MORE_SMALL_SHARE))
             rows.append(pack(chat, family, rng))
     return rows
 
@@ -270,7 +269,7 @@ def _train(number: int, args: argparse.Namespace, meeting: str) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if args.processes > 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
         distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=args.processes)
     chat = ChatFormat(args.folder / "tokenizer.json")
     config = ModelConfig(vocab_size=chat.tokenizer.get_vocab_size(), num_hidden_layers=args.layers)
@@ -285,9 +284,9 @@ def main() -> None:
     parser.add_argument("--million-tokens", type=float, default=24)
     parser.add_argument("--batch-tokens", type=int, default=4500, help="of one step, at least")
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument(
-        "--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count(), help="one to a core, or to a GPU"
-    )
+    # A step has about four rows, and each process needs one.
+    processes = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=processes, help="one to a core, or to a GPU")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
