@@ -170,8 +170,8 @@ class ValueMaker:
 
     def _word(self, rng: random.Random) -> str:
         if self.language == "zh":
-            return "".join(rng.sample(tables("zh")["words"]["common"], 2))
-        return rng.choice([_made_up(rng), str(rng.choice(tables("en")["words"]["common"].split())).capitalize()])
+            return self._any_word(rng)
+        return rng.choice([_made_up(rng), self._any_word(rng).capitalize()])
 
     def _date(self, rng: random.Random) -> str:
         month, day = rng.choice(tables(self.language)["words"]["month"]), rng.randint(1, 28)

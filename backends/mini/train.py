@@ -156,7 +156,7 @@ def learning_rate(progress: float, step: int) -> float:
 
 
 class Trainer:
-    """Model, optimizers and where the run stands. What is learnt depends on the seed and on the tokens seen, never on the clock.
+    """Model, optimizers and where the run stands. What is learnt depends on seed, tokens and number of processes, never on the clock.
 
     `start` is a folder that export wrote: a new run then begins with its weights, at the end of the full rate.
     """
